@@ -1,1 +1,14 @@
+//! The node agent: registry to kernel, counters and events back.
+#![deny(unsafe_code)]
 
+pub mod admin;
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod datapath;
+pub mod events;
+pub mod identity;
+pub mod metrics;
+pub mod policy;
+pub mod registry;
+pub mod supervise;

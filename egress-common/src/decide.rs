@@ -1,0 +1,366 @@
+//! The one function that decides.
+//!
+//! Kernel programs, `explain`, `simulate` and the tests call [`decide`] and nothing else. It is
+//! pure: facts ([`Packet`]), identity ([`Subject`]) and tables ([`Lookup`]) go in, a [`Ruling`]
+//! comes out. It does not know the mode; what a denial becomes is said in one other place,
+//! [`Subject::verdict`].
+
+use crate::key::{
+    Addr, AddressKey, ExactKey, ExceptionKey, GatewayId, PolicyId, RangeKey, ReplyKey,
+};
+use crate::packet::{Hook, Packet, Shape, protocol};
+use crate::reason::Reason;
+use crate::state::{Exact, Exception, Range, Subject, Target, address, range};
+
+/// The tables a decision reads. The kernel's are maps; everybody else brings what they have.
+pub trait Lookup {
+    /// The entry for exactly this policy, address, protocol and port.
+    fn exact(&self, key: &ExactKey) -> Option<Exact>;
+    /// Bits of [`address`] for the whole address; zero where nothing is known.
+    fn address(&self, key: &AddressKey) -> u32;
+    /// The longest prefix that covers the address; the default where none does.
+    fn range(&self, key: &RangeKey) -> Range;
+    /// The exception entry for exactly this set, protocol and port.
+    fn exception(&self, key: &ExceptionKey) -> Option<Exception>;
+    /// Whether a remote opened this flow toward the pod.
+    fn reply(&self, key: &ReplyKey) -> bool;
+    /// Whether one more connection would exceed the policy's rate toward the gateway. Asked only
+    /// for what opens a connection.
+    fn over_rate(&self, policy: PolicyId, gateway: GatewayId) -> bool;
+    /// Boot clock, nanoseconds.
+    fn now(&self) -> u64;
+}
+
+/// What the rules say, before the mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ruling {
+    /// Why. [`Reason::denies`] says which way.
+    pub reason: Reason,
+    /// The numbered line of the verdict order that matched.
+    pub line: u8,
+    /// The gateway the reason is about, or [`GatewayId::NONE`].
+    pub gateway: GatewayId,
+}
+
+impl Ruling {
+    #[inline(always)]
+    const fn new(line: u8, reason: Reason) -> Self {
+        Self { reason, line, gateway: GatewayId::NONE }
+    }
+
+    #[inline(always)]
+    const fn about(line: u8, reason: Reason, gateway: GatewayId) -> Self {
+        Self { reason, line, gateway }
+    }
+}
+
+/// UDP ports that a CNI or a mesh decapsulates on a node.
+const TUNNEL_PORTS: [u16; 4] = [4789, 8472, 6081, 51820];
+const DNS: u16 = 53;
+const DNS_OVER_TLS: u16 = 853;
+
+/// Judges one packet or socket call. The first matching line wins:
+///
+///  0. A pod the agent has not learned → loopback, named resolvers; else deny `unknown_pod`.
+///  1. Not governed (no policy, mode off, exempt) → allow `exempt`; on its veth the source guard
+///     of line 4 still applies.
+///  2. A VLAN tag, or an ethertype that is not IPv4, IPv6 or ARP → deny `ethertype`. ARP of
+///     exactly the right shape and sender → allow `local`, else deny `malformed`.
+///  3. Malformed, truncated, options, extension headers, a mapped address on an IPv6 wire → deny
+///     `malformed`. Fragments → deny `fragment` unless the destination is a plain in-cluster one.
+///  4. Source MAC or address not the pod's (link-local and unspecified only for neighbour
+///     discovery), or another's address advertised → deny `spoofed_source`.
+///  5. Loopback (never on the wire, where a node may route it), own addresses, exact neighbour
+///     discovery → allow `local`; multicast and broadcast, and link-local that neither the reply
+///     table nor an exact or metadata entry names → deny `protocol`.
+///  6. Answer on a flow opened from outside → allow `reply`: never what opens a connection.
+///  7. Metadata service; mesh VIPs; tunnel ports and protocols toward nodes; Service ports known
+///     to end outside → deny `metadata`, `mesh_vip`, `tunnel`, `hidden_external`.
+///  8. Named resolver, port 53 → allow `resolver`. Port 53 or 853 elsewhere → deny
+///     `foreign_resolver`.
+///  9. Gateway endpoint, exact → allow `gateway`, over the rate → deny `rate_limited`; one that
+///     is draining → deny `gateway_draining` to what opens a connection; the address with
+///     another port → deny `gateway_port`; another policy's gateway → deny `gateway_forbidden`.
+/// 10. Named infrastructure, exact → allow `infrastructure`.
+/// 11. A node address listed exactly → allow `cluster`, else deny `node`; cluster ranges → allow
+///     `cluster`.
+/// 12. Exception in force → allow `exception`.
+/// 13. Protocols other than TCP and UDP → deny `protocol`; everything else → deny `not_gateway`.
+/// 14. Whatever lines 8 to 12 allow, when the lease has expired and the policy denies new
+///     connections then: what opens one, and datagrams → deny `policy_stale`.
+#[inline(always)]
+pub fn decide<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
+    // 0
+    if who.unknown {
+        return unlearned(packet, lookup);
+    }
+    // 1
+    if who.policy == PolicyId::NONE || matches!(who.mode, crate::Mode::Off) {
+        return if foreign_source_of_exempt(who, packet) {
+            Ruling::new(1, Reason::SpoofedSource)
+        } else {
+            Ruling::new(1, Reason::Exempt)
+        };
+    }
+    let ruling = governed(who, packet, lookup);
+    // 14
+    let named = ruling.line >= 8 && !ruling.reason.denies();
+    if who.deny_new && named && (packet.opens() || packet.protocol != protocol::TCP) {
+        return Ruling::about(14, Reason::PolicyStale, ruling.gateway);
+    }
+    ruling
+}
+
+/// Line 0.
+#[inline(always)]
+fn unlearned<L: Lookup>(packet: &Packet, lookup: &L) -> Ruling {
+    if stays_in_pod(packet) {
+        return Ruling::new(5, Reason::Local);
+    }
+    let key = ExactKey::new(PolicyId::NONE, packet.dst, packet.protocol, packet.dst_port);
+    match lookup.exact(&key) {
+        Some(entry) if is(&entry, Target::Resolver) && whole(packet) && packet.dst_port == DNS => {
+            Ruling::new(8, Reason::Resolver)
+        }
+        _ => Ruling::new(0, Reason::UnknownPod),
+    }
+}
+
+/// Lines 2 to 13.
+#[inline(always)]
+fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
+    // Inside the pod's own namespace a proxy's answers carry any source: they are judged before
+    // the sender is.
+    if packet.on_loopback {
+        return Ruling::new(5, Reason::Local);
+    }
+    // 2
+    match packet.shape {
+        Shape::Tagged | Shape::Ethertype => return Ruling::new(2, Reason::Ethertype),
+        Shape::Arp => {
+            let exact = packet.src_mac == who.mac && arp_sender_is(who, packet);
+            let reason = if exact { Reason::Local } else { Reason::Malformed };
+            return Ruling::new(2, reason);
+        }
+        Shape::Ip | Shape::Fragment | Shape::Neighbour | Shape::Malformed => {}
+    }
+    // 3
+    let mapped_on_wire = packet.is_v6 && (packet.dst.is_v4() || packet.src.is_v4());
+    if matches!(packet.shape, Shape::Malformed) || mapped_on_wire {
+        return Ruling::new(3, Reason::Malformed);
+    }
+    let nets = lookup.range(&RangeKey { policy: who.policy, addr: packet.dst });
+    let known = lookup.address(&AddressKey { policy: who.policy, addr: packet.dst });
+    if matches!(packet.shape, Shape::Fragment) {
+        let plain = nets.has(range::CLUSTER) && !nets.has(range::NODE) && known == 0;
+        if !plain {
+            return Ruling::new(3, Reason::Fragment);
+        }
+    }
+    // 4
+    if foreign_source(who, packet) {
+        return Ruling::new(4, Reason::SpoofedSource);
+    }
+    // 5
+    if stays_in_pod(packet) || is_own(who, &packet.dst) || neighbour(packet) {
+        return Ruling::new(5, Reason::Local);
+    }
+    if packet.dst.is_multicast_or_broadcast() || packet.dst.is_unspecified() {
+        return Ruling::new(5, Reason::Protocol);
+    }
+    // 6, before the rest of 5: a node's probes may come from a link-local address.
+    if whole(packet) && packet.may_reply() && lookup.reply(&packet.reply_key(who.pod)) {
+        return Ruling::new(6, Reason::Reply);
+    }
+    let exact = if whole(packet) {
+        let key = ExactKey::new(who.policy, packet.dst, packet.protocol, packet.dst_port);
+        lookup.exact(&key)
+    } else {
+        None
+    };
+    if packet.dst.is_link_local() && exact.is_none() && !nets.has(range::METADATA) {
+        return Ruling::new(5, Reason::Protocol);
+    }
+    // 7
+    if nets.has(range::METADATA) {
+        return Ruling::new(7, Reason::Metadata);
+    }
+    if nets.has(range::MESH_VIP) {
+        return Ruling::new(7, Reason::MeshVip);
+    }
+    if nets.has(range::NODE) && tunnels(packet) {
+        return Ruling::new(7, Reason::Tunnel);
+    }
+    let target = match &exact {
+        Some(entry) => Target::from_number(entry.target),
+        None => None,
+    };
+    if matches!(target, Some(Target::HiddenExternal)) {
+        return Ruling::new(7, Reason::HiddenExternal);
+    }
+    // 8
+    let ported = packet.protocol == protocol::TCP || packet.protocol == protocol::UDP;
+    if ported && packet.dst_port == DNS && matches!(target, Some(Target::Resolver)) {
+        return Ruling::new(8, Reason::Resolver);
+    }
+    if ported && (packet.dst_port == DNS || packet.dst_port == DNS_OVER_TLS) {
+        return Ruling::new(8, Reason::ForeignResolver);
+    }
+    // 9
+    if let Some(entry) = &exact {
+        if matches!(target, Some(Target::Gateway)) {
+            let over = packet.opens() && lookup.over_rate(who.policy, entry.gateway);
+            let reason = if over { Reason::RateLimited } else { Reason::Gateway };
+            return Ruling::about(9, reason, entry.gateway);
+        }
+        if matches!(target, Some(Target::Draining)) {
+            let reason = if packet.opens() { Reason::GatewayDraining } else { Reason::Gateway };
+            return Ruling::about(9, reason, entry.gateway);
+        }
+    }
+    if known & address::GATEWAY != 0 {
+        return Ruling::new(9, Reason::GatewayPort);
+    }
+    if known & address::FOREIGN_GATEWAY != 0 {
+        return Ruling::new(9, Reason::GatewayForbidden);
+    }
+    // 10
+    if matches!(target, Some(Target::Infrastructure)) {
+        return Ruling::new(10, Reason::Infrastructure);
+    }
+    // 11
+    if matches!(target, Some(Target::Node)) {
+        return Ruling::new(11, Reason::Cluster);
+    }
+    if nets.has(range::NODE) {
+        return Ruling::new(11, Reason::Node);
+    }
+    if nets.has(range::CLUSTER) {
+        return Ruling::new(11, Reason::Cluster);
+    }
+    // 12
+    if nets.exceptions != 0 && excepted(packet, nets.exceptions, lookup) {
+        return Ruling::new(12, Reason::Exception);
+    }
+    // 13
+    let reason = if ported { Reason::NotGateway } else { Reason::Protocol };
+    Ruling::new(13, reason)
+}
+
+/// Ports and ICMP identifiers are known: not a fragment.
+#[inline(always)]
+const fn whole(packet: &Packet) -> bool {
+    matches!(packet.shape, Shape::Ip)
+}
+
+#[inline(always)]
+fn is(entry: &Exact, target: Target) -> bool {
+    entry.target == target.number()
+}
+
+/// Traffic the kernel will keep inside the pod. On the wire nothing is: a node with
+/// `route_localnet` set would take `127.0.0.1` from a pod for its own (CVE-2020-8558).
+#[inline(always)]
+fn stays_in_pod(packet: &Packet) -> bool {
+    match packet.hook {
+        Hook::PodEgress | Hook::PodIngress => false,
+        Hook::Wall => packet.on_loopback || packet.dst.is_loopback(),
+        Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6 => {
+            packet.dst.is_loopback() || packet.dst.is_unspecified()
+        }
+    }
+}
+
+#[inline(always)]
+fn is_own(who: &Subject, addr: &Addr) -> bool {
+    !addr.is_unspecified() && (*addr == who.v4 || *addr == who.v6)
+}
+
+#[inline(always)]
+fn neighbour(packet: &Packet) -> bool {
+    matches!(packet.shape, Shape::Neighbour)
+}
+
+#[inline(always)]
+fn arp_sender_is(who: &Subject, packet: &Packet) -> bool {
+    packet.arp_mac == who.mac && (packet.src.is_unspecified() || is_own(who, &packet.src))
+}
+
+/// A neighbour advertisement for an address that is not the pod's.
+#[inline(always)]
+fn advertises_another(who: &Subject, packet: &Packet) -> bool {
+    neighbour(packet)
+        && !packet.target.is_unspecified()
+        && !packet.target.is_link_local()
+        && !is_own(who, &packet.target)
+}
+
+/// Line 4, for a governed pod.
+#[inline(always)]
+fn foreign_source(who: &Subject, packet: &Packet) -> bool {
+    match packet.hook {
+        Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6 | Hook::PodIngress => {
+            false
+        }
+        // The wall meets pods whose address the registry does not know yet.
+        Hook::Wall if who.v4.is_unspecified() && who.v6.is_unspecified() => false,
+        Hook::Wall => !is_own(who, &packet.src),
+        Hook::PodEgress => {
+            let unrouted = packet.src.is_link_local() || packet.src.is_unspecified();
+            packet.src_mac != who.mac
+                || !(is_own(who, &packet.src) || (neighbour(packet) && unrouted))
+                || advertises_another(who, packet)
+        }
+    }
+}
+
+/// The source guard on a pod that no policy governs: it keeps such a pod from writing another
+/// pod's reply table, and asks for no more than that.
+#[inline(always)]
+fn foreign_source_of_exempt(who: &Subject, packet: &Packet) -> bool {
+    if !matches!(packet.hook, Hook::PodEgress) {
+        return false;
+    }
+    if packet.src_mac != who.mac {
+        return true;
+    }
+    match packet.shape {
+        // The node's stack would strip the tag and route what is behind it.
+        Shape::Tagged => true,
+        Shape::Ethertype => false,
+        Shape::Arp => !arp_sender_is(who, packet),
+        Shape::Ip | Shape::Fragment | Shape::Neighbour | Shape::Malformed => {
+            let unrouted = packet.src.is_link_local() || packet.src.is_unspecified();
+            !(is_own(who, &packet.src) || unrouted) || advertises_another(who, packet)
+        }
+    }
+}
+
+#[inline(always)]
+fn tunnels(packet: &Packet) -> bool {
+    match packet.protocol {
+        protocol::IPIP | protocol::IPV6 | protocol::GRE => true,
+        protocol::UDP => {
+            let [vxlan, linux_vxlan, geneve, wireguard] = TUNNEL_PORTS;
+            let port = packet.dst_port;
+            port == vxlan || port == linux_vxlan || port == geneve || port == wireguard
+        }
+        _ => false,
+    }
+}
+
+/// Line 12: the exact port, then any port of the protocol, then anything.
+#[inline(always)]
+fn excepted<L: Lookup>(packet: &Packet, set: u32, lookup: &L) -> bool {
+    let now = lookup.now();
+    let in_force = |key: ExceptionKey| match lookup.exception(&key) {
+        Some(exception) => now < exception.expires,
+        None => false,
+    };
+    in_force(ExceptionKey::new(set, packet.protocol, packet.dst_port))
+        || in_force(ExceptionKey::new(set, packet.protocol, 0))
+        || in_force(ExceptionKey::new(set, 0, 0))
+}
+
+#[cfg(test)]
+mod tests;

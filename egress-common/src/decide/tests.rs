@@ -1,0 +1,1 @@
+//! One named test per numbered line; written against the order, not the code.

@@ -1,0 +1,468 @@
+//! Map values, and the [`Subject`] of a decision that is read from them.
+//!
+//! The agent writes these; the kernel only reads them, except counters, replies and the
+//! duplicate-suppression table, which only the kernel writes.
+
+use crate::key::{Addr, GatewayId, PodId, PolicyId};
+use crate::reason::{Mode, Reason, Verdict, closed_enum};
+
+closed_enum! {
+    /// How the mesh captures a pod's traffic.
+    pub enum Capture {
+        /// Not at all: what the app dials is what the kernel sends.
+        None = 0 "none",
+        /// A proxy in the pod, with its own uid and gid.
+        Sidecar = 1 "sidecar",
+        /// The node's ztunnel, with sockets inside the pod's network namespace.
+        Ambient = 2 "ambient",
+    }
+}
+
+closed_enum! {
+    /// What the kernel does when the agent's heartbeat is older than the lease.
+    pub enum OnAgentLoss {
+        /// Keep deciding by the last policy.
+        Hold = 0 "hold",
+        /// Refuse new connections, keep established ones.
+        DenyNew = 1 "denyNew",
+        /// Report instead of dropping.
+        Audit = 2 "audit",
+    }
+}
+
+/// Who a cgroup or an interface belongs to. Value of the pod table (by cgroup id) and of the
+/// interface table (by ifindex).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pod {
+    /// The pod.
+    pub id: PodId,
+    /// The one policy that governs it, or [`PolicyId::NONE`].
+    pub policy: PolicyId,
+    /// Number of a [`Capture`].
+    pub capture: u8,
+    /// [`Pod::BOUNDARY`] and other bits.
+    pub flags: u8,
+    /// The pod's MAC, as its side of the veth reports it; zero in the pod table.
+    pub mac: [u8; 6],
+    /// The mesh proxy's user, where capture is `sidecar`; [`Pod::NO_PROXY`] otherwise.
+    pub proxy_uid: u32,
+    /// The mesh proxy's group, likewise.
+    pub proxy_gid: u32,
+    /// The pod's IPv4 address, or unspecified.
+    pub v4: Addr,
+    /// The pod's IPv6 address, or unspecified.
+    pub v6: Addr,
+}
+
+impl Pod {
+    /// The pod's veth carries `pod_egress`, which then counts what the wall lets through.
+    pub const BOUNDARY: u8 = 1;
+    /// A uid and gid that no process has.
+    pub const NO_PROXY: u32 = u32::MAX;
+}
+
+/// Value of the policy table: what all pods of a policy share.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Policy {
+    /// Number of a [`Mode`].
+    pub mode: u8,
+    /// Number of an [`OnAgentLoss`].
+    pub on_agent_loss: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+closed_enum! {
+    /// What an entry of the exact table is.
+    pub enum Target {
+        /// A resolver this policy names.
+        Resolver = 1 "resolver",
+        /// A gateway endpoint.
+        Gateway = 2 "gateway",
+        /// A gateway endpoint that is being drained.
+        Draining = 3 "draining",
+        /// API server, istiod, telemetry.
+        Infrastructure = 4 "infrastructure",
+        /// A node address, listed with protocol and port.
+        Node = 5 "node",
+        /// A Service port that ends outside the cluster.
+        HiddenExternal = 6 "hidden_external",
+    }
+}
+
+/// Value of the exact table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Exact {
+    /// The gateway of a `gateway` or `draining` entry, else [`GatewayId::NONE`].
+    pub gateway: GatewayId,
+    /// Number of a [`Target`].
+    pub target: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+impl Exact {
+    /// An entry that belongs to no gateway.
+    pub const fn plain(target: Target) -> Self {
+        Self { gateway: GatewayId::NONE, target: target.number(), pad: [0; 3] }
+    }
+
+    /// An entry of a gateway.
+    pub const fn gateway(gateway: GatewayId, draining: bool) -> Self {
+        let target = if draining { Target::Draining } else { Target::Gateway };
+        Self { gateway, target: target.number(), pad: [0; 3] }
+    }
+}
+
+/// Bits of the address table: what is true of an address whatever the port.
+pub mod address {
+    /// An address of one of this policy's gateways.
+    pub const GATEWAY: u32 = 1;
+    /// An address of a gateway the node knows and this policy does not name.
+    pub const FOREIGN_GATEWAY: u32 = 2;
+    /// A Service that ends outside the cluster on at least one port.
+    pub const HIDDEN_EXTERNAL: u32 = 4;
+}
+
+/// Bits of [`Range::kinds`]. A prefix carries the union of its own bits and those of every wider
+/// prefix, because the trie returns only the longest match.
+pub mod range {
+    /// Pod or service range of the cluster.
+    pub const CLUSTER: u32 = 1;
+    /// A node's address.
+    pub const NODE: u32 = 2;
+    /// The cloud's metadata service.
+    pub const METADATA: u32 = 4;
+    /// A virtual address of the mesh.
+    pub const MESH_VIP: u32 = 8;
+    /// A remote whose connections toward the pod may be answered.
+    pub const INBOUND: u32 = 16;
+}
+
+/// Value of the range trie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Range {
+    /// Bits of [`range`].
+    pub kinds: u32,
+    /// The exception set to consult, or zero.
+    pub exceptions: u32,
+}
+
+impl Range {
+    /// Whether all the bits are set.
+    #[inline(always)]
+    pub const fn has(&self, kinds: u32) -> bool {
+        self.kinds & kinds == kinds
+    }
+}
+
+/// Value of the exception table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Exception {
+    /// End, in nanoseconds of the boot clock (`CLOCK_BOOTTIME`), compared in the kernel.
+    pub expires: u64,
+}
+
+/// The one entry of the configuration table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Config {
+    /// Nanoseconds after which a silent agent's lease has expired; zero for never.
+    pub lease: u64,
+    /// Number of the compiled policy in force.
+    pub generation: u32,
+    /// Absolute level of the `kubepods` cgroup, as `bpf_get_current_ancestor_cgroup_id` counts.
+    pub kubepods_level: u32,
+    /// Number of the [`Mode`] for pods the agent has not learned.
+    pub unknown_pod: u8,
+    /// Number of the [`Mode`] of the source guard on pods no policy enforces.
+    pub guard: u8,
+    /// Zero.
+    pub pad: [u8; 6],
+}
+
+/// Value of the reply table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reply {
+    /// Boot clock nanoseconds of the last packet in either direction.
+    pub last_seen: u64,
+}
+
+/// Key of the per-pod counters.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CounterKey {
+    /// The pod.
+    pub pod: PodId,
+    /// The gateway, where the reason is about one.
+    pub gateway: GatewayId,
+    /// Number of a [`Verdict`].
+    pub verdict: u8,
+    /// Number of a [`Reason`].
+    pub reason: u8,
+    /// Number of a [`Direction`].
+    pub direction: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+impl CounterKey {
+    /// The key a ruling is counted under.
+    #[inline(always)]
+    pub const fn new(
+        pod: PodId,
+        gateway: GatewayId,
+        verdict: Verdict,
+        reason: Reason,
+        direction: Direction,
+    ) -> Self {
+        Self {
+            pod,
+            gateway,
+            verdict: verdict.number(),
+            reason: reason.number(),
+            direction: direction.number(),
+            pad: 0,
+        }
+    }
+}
+
+closed_enum! {
+    /// Which way counted traffic went, seen from the pod.
+    pub enum Direction {
+        /// Sent by the pod.
+        Tx = 0 "tx",
+        /// Toward the pod.
+        Rx = 1 "rx",
+    }
+}
+
+/// Value of the per-pod and the node counters; one per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Counter {
+    /// Connections opened or attempted: TCP SYNs and refused `connect` calls; for protocols
+    /// without connections, datagrams.
+    pub connections: u64,
+    /// Packets; a packet the kernel will segment later counts once.
+    pub packets: u64,
+    /// Bytes on the wire, link header included.
+    pub bytes: u64,
+}
+
+/// Index into the loss counters: every place where the kernel side can lose something.
+pub mod loss {
+    /// The event ring was full.
+    pub const RING: u32 = 0;
+    /// The per-pod counter table was full; the node counters still counted.
+    pub const COUNTER: u32 = 1;
+    /// The reply table refused an entry.
+    pub const REPLY: u32 = 2;
+    /// Events not sent because the same decision was reported less than
+    /// [`SUPPRESS_NS`](super::SUPPRESS_NS) before; the next event carries their number.
+    pub const SUPPRESSED: u32 = 3;
+    /// Entries of the table.
+    pub const SLOTS: u32 = 4;
+    /// Metric label of each index.
+    pub const NAMES: [&str; SLOTS as usize] = ["ring", "counter", "reply", "suppressed"];
+}
+
+/// Nanoseconds during which a repeated decision of one CPU raises no second event.
+pub const SUPPRESS_NS: u64 = 100_000_000;
+
+/// Key of the duplicate-suppression table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SeenKey {
+    /// The pod.
+    pub pod: PodId,
+    /// The destination.
+    pub dst: Addr,
+    /// Destination port, network order.
+    pub port: [u8; 2],
+    /// IP protocol.
+    pub protocol: u8,
+    /// Number of a [`Verdict`].
+    pub verdict: u8,
+    /// Number of a [`Reason`].
+    pub reason: u8,
+    /// Number of a [`crate::packet::Hook`].
+    pub hook: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Value of the duplicate-suppression table; one per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Seen {
+    /// Boot clock nanoseconds of the last event sent.
+    pub last: u64,
+    /// Decisions since then that sent none.
+    pub suppressed: u64,
+}
+
+/// Who a decision is about, read from pod, policy, configuration and heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// The pod.
+    pub pod: PodId,
+    /// Its policy.
+    pub policy: PolicyId,
+    /// Mode in force, after the lease.
+    pub mode: Mode,
+    /// Mode of the source guard: at least the policy's own.
+    pub guard: Mode,
+    /// How the mesh captures it.
+    pub capture: Capture,
+    /// [`Pod::flags`].
+    pub flags: u8,
+    /// The lease has expired and the policy denies new connections then.
+    pub deny_new: bool,
+    /// The agent has not learned this pod.
+    pub unknown: bool,
+    /// The pod's MAC.
+    pub mac: [u8; 6],
+    /// The pod's IPv4 address, or unspecified.
+    pub v4: Addr,
+    /// The pod's IPv6 address, or unspecified.
+    pub v6: Addr,
+}
+
+impl Subject {
+    /// Reads the subject. `policy` is the entry of the pod's policy; a governed pod whose policy
+    /// entry is missing is judged in mode enforce, so that a half-written map never widens.
+    /// `silence` is the age of the agent's heartbeat in nanoseconds.
+    #[inline(always)]
+    pub fn of(pod: &Pod, policy: Option<&Policy>, config: &Config, silence: u64) -> Self {
+        let governed = pod.policy != PolicyId::NONE;
+        let (declared, on_loss) = match policy {
+            _ if !governed => (Mode::Off, OnAgentLoss::Hold),
+            Some(policy) => (
+                Mode::from_number(policy.mode).unwrap_or(Mode::Enforce),
+                OnAgentLoss::from_number(policy.on_agent_loss).unwrap_or(OnAgentLoss::Hold),
+            ),
+            None => (Mode::Enforce, OnAgentLoss::Hold),
+        };
+        let stale = config.lease != 0 && silence > config.lease;
+        let mode = match (stale, on_loss, declared) {
+            (true, OnAgentLoss::Audit, Mode::Enforce) => Mode::Audit,
+            _ => declared,
+        };
+        Self {
+            pod: pod.id,
+            policy: pod.policy,
+            mode,
+            guard: mode.max(Mode::from_number(config.guard).unwrap_or(Mode::Enforce)),
+            capture: Capture::from_number(pod.capture).unwrap_or(Capture::None),
+            flags: pod.flags,
+            deny_new: stale && matches!(on_loss, OnAgentLoss::DenyNew),
+            unknown: false,
+            mac: pod.mac,
+            v4: pod.v4,
+            v6: pod.v6,
+        }
+    }
+
+    /// The subject of traffic whose pod the agent has not learned.
+    #[inline(always)]
+    pub fn unknown(config: &Config) -> Self {
+        let mode = Mode::from_number(config.unknown_pod).unwrap_or(Mode::Enforce);
+        Self {
+            pod: PodId::UNKNOWN,
+            policy: PolicyId::NONE,
+            mode,
+            guard: mode,
+            capture: Capture::None,
+            flags: 0,
+            deny_new: false,
+            unknown: true,
+            mac: [0; 6],
+            v4: Addr::UNSPECIFIED,
+            v6: Addr::UNSPECIFIED,
+        }
+    }
+
+    /// What a reason becomes for this subject: the source guard has a mode of its own.
+    #[inline(always)]
+    pub const fn verdict(&self, reason: Reason) -> Verdict {
+        match reason {
+            Reason::SpoofedSource => self.guard.verdict(reason),
+            _ => self.mode.verdict(reason),
+        }
+    }
+}
+
+const _: () = {
+    assert!(size_of::<Pod>() == 64);
+    assert!(size_of::<Policy>() == 4);
+    assert!(size_of::<Exact>() == 8);
+    assert!(size_of::<Range>() == 8);
+    assert!(size_of::<Exception>() == 8);
+    assert!(size_of::<Config>() == 24);
+    assert!(size_of::<Reply>() == 8);
+    assert!(size_of::<CounterKey>() == 16);
+    assert!(size_of::<Counter>() == 24);
+    assert!(size_of::<SeenKey>() == 32);
+    assert!(size_of::<Seen>() == 16);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POD: Pod = Pod {
+        id: PodId(1),
+        policy: PolicyId(2),
+        capture: 0,
+        flags: 0,
+        mac: [0; 6],
+        proxy_uid: Pod::NO_PROXY,
+        proxy_gid: Pod::NO_PROXY,
+        v4: Addr::UNSPECIFIED,
+        v6: Addr::UNSPECIFIED,
+    };
+
+    fn subject(mode: Mode, on_loss: OnAgentLoss, guard: Mode, silence: u64) -> Subject {
+        let policy = Policy { mode: mode.number(), on_agent_loss: on_loss.number(), pad: [0; 2] };
+        let config = Config { lease: 100, guard: guard.number(), ..Config::default() };
+        Subject::of(&POD, Some(&policy), &config, silence)
+    }
+
+    #[test]
+    fn an_expired_lease_changes_only_what_the_policy_says() {
+        for (on_loss, mode, deny_new) in [
+            (OnAgentLoss::Hold, Mode::Enforce, false),
+            (OnAgentLoss::DenyNew, Mode::Enforce, true),
+            (OnAgentLoss::Audit, Mode::Audit, false),
+        ] {
+            let fresh = subject(Mode::Enforce, on_loss, Mode::Off, 100);
+            assert_eq!((fresh.mode, fresh.deny_new), (Mode::Enforce, false));
+            let stale = subject(Mode::Enforce, on_loss, Mode::Off, 101);
+            assert_eq!((stale.mode, stale.deny_new), (mode, deny_new), "{on_loss}");
+        }
+        // A lease never turns enforcement on.
+        assert_eq!(subject(Mode::Off, OnAgentLoss::Audit, Mode::Off, 101).mode, Mode::Off);
+    }
+
+    #[test]
+    fn a_missing_policy_entry_never_widens() {
+        let subject = Subject::of(&POD, None, &Config::default(), 0);
+        assert_eq!(subject.mode, Mode::Enforce);
+    }
+
+    #[test]
+    fn the_source_guard_is_at_least_as_strict_as_the_policy() {
+        let guarded = subject(Mode::Audit, OnAgentLoss::Hold, Mode::Enforce, 0);
+        assert_eq!(guarded.verdict(Reason::SpoofedSource), Verdict::Drop);
+        assert_eq!(guarded.verdict(Reason::NotGateway), Verdict::Audit);
+        let enforced = subject(Mode::Enforce, OnAgentLoss::Hold, Mode::Off, 0);
+        assert_eq!(enforced.verdict(Reason::SpoofedSource), Verdict::Drop);
+    }
+}

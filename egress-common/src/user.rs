@@ -1,0 +1,40 @@
+//! aya's permission to move these bytes in and out of maps.
+
+use crate::key::{
+    AddressKey, ExactKey, ExceptionKey, GatewayId, PodId, PolicyId, RangeKey, ReplyKey,
+};
+use crate::state::{
+    Config, Counter, CounterKey, Exact, Exception, Pod, Policy, Range, Reply, Seen, SeenKey,
+};
+
+macro_rules! plain_bytes {
+    ($($name:ident),+ $(,)?) => {
+        $(
+            // SAFETY: repr(C) or repr(transparent) over integers and integer arrays, without
+            // implicit padding (sizes are asserted beside each type): every bit pattern is valid.
+            unsafe impl aya::Pod for $name {}
+        )+
+    };
+}
+
+plain_bytes!(
+    AddressKey,
+    Config,
+    Counter,
+    CounterKey,
+    Exact,
+    ExactKey,
+    Exception,
+    ExceptionKey,
+    GatewayId,
+    Pod,
+    PodId,
+    Policy,
+    PolicyId,
+    Range,
+    RangeKey,
+    Reply,
+    ReplyKey,
+    Seen,
+    SeenKey,
+);
