@@ -82,7 +82,7 @@ closed_enum! {
 }
 
 closed_enum! {
-    /// The part of ICMP and ICMPv6 that answers something.
+    /// The part of ICMP and ICMPv6 that belongs to a flow.
     pub enum Icmp {
         /// Not ICMP, or a type that answers nothing.
         Other = 0 "other",
@@ -92,6 +92,8 @@ closed_enum! {
         /// quoted packet names this pod and this destination; the ports are the quoted ones,
         /// turned round.
         Error = 2 "error",
+        /// Echo request; `src_port` is the identifier.
+        EchoRequest = 3 "echo_request",
     }
 }
 

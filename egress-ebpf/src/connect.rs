@@ -1,0 +1,144 @@
+//! Socket calls: early, explained denials for those whose call is what the kernel will send.
+//!
+//! A captured application may legally dial anything, because its proxy takes the connection
+//! over; so these hooks deny only when they are certain: pods the mesh does not capture, and the
+//! sidecar proxy's own user. They are feedback, never the boundary.
+
+use aya_ebpf::helpers::bpf_get_current_uid_gid;
+use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
+use aya_ebpf::programs::SockAddrContext;
+use egress_common::packet::{Hook, Packet, protocol};
+use egress_common::state::{Capture, Pod};
+use egress_common::{Addr, Verdict, decide};
+
+use crate::emit::{Told, tell};
+use crate::maps::{self, Tables};
+
+/// `IPPROTO_MPTCP`, which falls back to or is carried in TCP.
+const IPPROTO_MPTCP: u32 = 262;
+
+/// Judges one call.
+#[inline(always)]
+pub(crate) fn call(ctx: &SockAddrContext, hook: Hook) -> Verdict {
+    let config = maps::config();
+    let now = maps::now();
+    // SAFETY: the helper takes a level and returns an id, zero beyond the depth (Linux 5.6).
+    let pod =
+        maps::by_cgroup(&config, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) });
+    // A pod nobody knows yet meets the wall instead: TCP tries again after a silent drop and
+    // survives the moment, an EPERM it would not.
+    let Some(pod) = pod else {
+        return Verdict::Allow;
+    };
+    if !certain(pod, bpf_get_current_uid_gid()) {
+        return Verdict::Allow;
+    }
+    let who = maps::subject(Some(pod), &config, now);
+    let packet = facts(ctx, hook);
+    let ruling = decide(&who, &packet, &Tables { now });
+    let verdict = who.verdict(ruling.reason);
+    log(&packet, verdict, ctx);
+    tell(
+        ctx,
+        &config,
+        &Told {
+            who: &who,
+            packet: &packet,
+            ruling,
+            verdict,
+            now,
+            len: 0,
+            ifindex: 0,
+            socket_uid: u32::MAX,
+        },
+    );
+    verdict
+}
+
+/// Whether what this process dials is what leaves the pod.
+#[inline(always)]
+fn certain(pod: &Pod, uid_gid: u64) -> bool {
+    if pod.capture == Capture::None.number() {
+        return true;
+    }
+    pod.capture == Capture::Sidecar.number()
+        && (uid_gid as u32 == pod.proxy_uid || (uid_gid >> 32) as u32 == pod.proxy_gid)
+}
+
+/// The facts of the call. `user_family` is the caller's to choose and is never read; the hook
+/// says which family the kernel took it for.
+#[inline(always)]
+fn facts(ctx: &SockAddrContext, hook: Hook) -> Packet {
+    // SAFETY: the verifier checks each of these context fields and rewrites the access.
+    let (dst, port, protocol, source) = unsafe {
+        let call = ctx.sock_addr;
+        let dst = match hook {
+            Hook::Connect6 | Hook::Sendmsg6 => Addr::from_words([
+                (*call).user_ip6[0],
+                (*call).user_ip6[1],
+                (*call).user_ip6[2],
+                (*call).user_ip6[3],
+            ]),
+            Hook::Connect4 | Hook::Sendmsg4 | Hook::PodEgress | Hook::PodIngress | Hook::Wall => {
+                Addr::from_v4_word((*call).user_ip4)
+            }
+        };
+        let sk = (*call).__bindgen_anon_1.sk;
+        let source = if sk.is_null() { 0 } else { (*sk).src_port as u16 };
+        (dst, u16::from_be((*call).user_port as u16), (*call).protocol, source)
+    };
+    let protocol = match protocol {
+        IPPROTO_MPTCP => protocol::TCP,
+        other => other as u8,
+    };
+    Packet::call(hook, protocol, dst, port, source)
+}
+
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn log(packet: &Packet, verdict: Verdict, ctx: &SockAddrContext) {
+    if crate::log::enabled() {
+        aya_log_ebpf::debug!(
+            ctx,
+            "hook {} protocol {} port {} verdict {}",
+            packet.hook.number(),
+            packet.protocol,
+            packet.dst_port,
+            verdict.number()
+        );
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn log(_: &Packet, _: Verdict, _: &SockAddrContext) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use egress_common::key::{PodId, PolicyId};
+
+    fn pod(capture: Capture) -> Pod {
+        Pod {
+            id: PodId(1),
+            policy: PolicyId(1),
+            capture: capture.number(),
+            flags: 0,
+            mac: [0; 6],
+            proxy_uid: if capture == Capture::Sidecar { 1337 } else { Pod::NO_PROXY },
+            proxy_gid: if capture == Capture::Sidecar { 1338 } else { Pod::NO_PROXY },
+            v4: Addr::UNSPECIFIED,
+            v6: Addr::UNSPECIFIED,
+        }
+    }
+
+    #[test]
+    fn certain_only_for_uncaptured_pods_and_the_sidecar_itself() {
+        let ids = |uid: u64, gid: u64| (gid << 32) | uid;
+        assert!(certain(&pod(Capture::None), ids(1000, 1000)));
+        assert!(!certain(&pod(Capture::Sidecar), ids(1000, 1000)));
+        assert!(certain(&pod(Capture::Sidecar), ids(1337, 1000)));
+        assert!(certain(&pod(Capture::Sidecar), ids(1000, 1338)));
+        // Under ambient the proxy is another pod's process: no user is certain.
+        assert!(!certain(&pod(Capture::Ambient), ids(u64::from(u32::MAX), 0)));
+    }
+}

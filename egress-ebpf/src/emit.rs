@@ -1,0 +1,185 @@
+//! What a decision leaves behind: counters always, an event for what was denied.
+//!
+//! A packet passes several hooks. The one that has the last word counts it: the hook that drops,
+//! or else the boundary where the pod has one, or else the wall. Socket hooks count only what
+//! they refuse, because what they let through comes back as packets.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
+use egress_common::event::Event;
+use egress_common::key::GatewayId;
+use egress_common::packet::{Hook, Packet};
+use egress_common::state::{
+    Config, Counter, CounterKey, Direction, Pod, SUPPRESS_NS, Seen, SeenKey, Subject, loss,
+};
+use egress_common::{Reason, Ruling, Verdict};
+
+use crate::maps::{COUNTERS, EVENTS, NODE_COUNTERS, SEEN, lost};
+
+/// Everything one decision is told with.
+pub(crate) struct Told<'a> {
+    /// Who.
+    pub who: &'a Subject,
+    /// What.
+    pub packet: &'a Packet,
+    /// Why.
+    pub ruling: Ruling,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// Boot clock, nanoseconds.
+    pub now: u64,
+    /// Length of the packet, bytes; zero for a socket call.
+    pub len: u32,
+    /// Interface, zero for a socket call.
+    pub ifindex: u32,
+    /// Uid of the packet's socket, where the hook has no process.
+    pub socket_uid: u32,
+}
+
+/// Whether this hook has the last word.
+#[inline(always)]
+fn final_here(told: &Told<'_>) -> bool {
+    if matches!(told.verdict, Verdict::Drop) {
+        return true;
+    }
+    match told.packet.hook {
+        Hook::PodEgress => true,
+        Hook::Wall => told.who.flags & Pod::BOUNDARY == 0 && !told.packet.on_loopback,
+        Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6 | Hook::PodIngress => {
+            false
+        }
+    }
+}
+
+/// Counts the decision and, where it denies, sends an event.
+#[inline(always)]
+pub(crate) fn tell<C: EbpfContext>(ctx: &C, config: &Config, told: &Told<'_>) {
+    let counted = final_here(told);
+    if counted {
+        let connections = u64::from(told.packet.counts_as_connection());
+        let amount = Counter { connections, packets: 1, bytes: u64::from(told.len) };
+        count(told.who, told.ruling, told.verdict, Direction::Tx, &amount);
+    }
+    if !matches!(told.verdict, Verdict::Allow) {
+        event(ctx, config, told, counted);
+    }
+}
+
+/// Adds to the pod's and, for what it sends, to the node's counters.
+#[inline(always)]
+pub(crate) fn count(
+    who: &Subject,
+    ruling: Ruling,
+    verdict: Verdict,
+    way: Direction,
+    amount: &Counter,
+) {
+    if matches!(way, Direction::Tx) {
+        let slot = u32::from(verdict.number()) * Reason::SLOTS + u32::from(ruling.reason.number());
+        if let Some(counter) = NODE_COUNTERS.get_ptr_mut(slot) {
+            add(counter, amount);
+        }
+    }
+    // Traffic of pods that nobody governs is not ours to account for.
+    if matches!(ruling.reason, Reason::Exempt) {
+        return;
+    }
+    let key = CounterKey::new(who.pod, ruling.gateway, verdict, ruling.reason, way);
+    if let Some(counter) = COUNTERS.get_ptr_mut(key) {
+        add(counter, amount);
+    } else if COUNTERS.insert(key, amount, 0).is_err() {
+        lost(loss::COUNTER, 1);
+    }
+}
+
+#[inline(always)]
+fn add(counter: *mut Counter, amount: &Counter) {
+    // SAFETY: a pointer to this CPU's slot of a per-CPU map, valid for the program's run.
+    let counter = unsafe { &mut *counter };
+    counter.connections += amount.connections;
+    counter.packets += amount.packets;
+    counter.bytes += amount.bytes;
+}
+
+/// Returns how many repeats went untold since the last event, or `None` when this one is a
+/// repeat itself.
+#[inline(always)]
+fn first_in_window(told: &Told<'_>) -> Option<u64> {
+    let key = SeenKey {
+        pod: told.who.pod,
+        dst: told.packet.dst,
+        port: told.packet.dst_port.to_be_bytes(),
+        protocol: told.packet.protocol,
+        verdict: told.verdict.number(),
+        reason: told.ruling.reason.number(),
+        hook: told.packet.hook.number(),
+        pad: [0; 2],
+    };
+    let Some(seen) = SEEN.get_ptr_mut(key) else {
+        // A full table only means that a repeat may be told twice.
+        let _ = SEEN.insert(key, Seen { last: told.now, suppressed: 0 }, 0);
+        return Some(0);
+    };
+    // SAFETY: a pointer to this CPU's slot of a per-CPU map.
+    let seen = unsafe { &mut *seen };
+    if told.now.saturating_sub(seen.last) < SUPPRESS_NS {
+        seen.suppressed += 1;
+        lost(loss::SUPPRESSED, 1);
+        return None;
+    }
+    let suppressed = seen.suppressed;
+    *seen = Seen { last: told.now, suppressed: 0 };
+    Some(suppressed)
+}
+
+#[inline(always)]
+fn event<C: EbpfContext>(ctx: &C, config: &Config, told: &Told<'_>, counted: bool) {
+    let Some(suppressed) = first_in_window(told) else {
+        return;
+    };
+    let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
+        lost(loss::RING, 1);
+        return;
+    };
+    let packet = told.packet;
+    let (pid, uid, comm) = if packet.hook.is_socket() {
+        let comm = bpf_get_current_comm().unwrap_or([0; 16]);
+        ((bpf_get_current_pid_tgid() >> 32) as u32, bpf_get_current_uid_gid() as u32, comm)
+    } else {
+        (0, told.socket_uid, [0; 16])
+    };
+    let _ = ctx;
+    entry.write(Event {
+        time: told.now,
+        pod: told.who.pod,
+        suppressed,
+        policy: told.who.policy,
+        gateway: told.ruling.gateway,
+        generation: config.generation,
+        pid,
+        uid,
+        ifindex: told.ifindex,
+        len: told.len,
+        src: packet.src,
+        dst: packet.dst,
+        src_port: packet.src_port,
+        dst_port: packet.dst_port,
+        protocol: packet.protocol,
+        hook: packet.hook.number(),
+        shape: packet.shape.number(),
+        verdict: told.verdict.number(),
+        reason: told.ruling.reason.number(),
+        line: told.ruling.line,
+        tcp_flags: packet.tcp_flags,
+        counted: u8::from(counted),
+        comm,
+        pad: [0; 8],
+    });
+    entry.submit(0);
+}
+
+/// The ruling under which traffic from a gateway to the pod is counted.
+#[inline(always)]
+pub(crate) const fn received(gateway: GatewayId) -> Ruling {
+    Ruling { reason: Reason::Gateway, line: 9, gateway }
+}

@@ -1,0 +1,172 @@
+//! Every map, each beside the function that reads it. Only the flow, counter and suppression
+//! maps are written here; the agent owns the rest.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{
+    Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
+};
+use egress_common::key::{
+    AddressKey, ExactKey, ExceptionKey, GatewayId, PolicyId, RangeKey, ReplyKey,
+};
+use egress_common::state::{
+    Config, Counter, CounterKey, Exact, Exception, Pod, Policy, Range, Reply, Seen, SeenKey, loss,
+};
+use egress_common::{Lookup, Reason, Subject, Verdict};
+
+#[map]
+static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+/// Boot clock nanoseconds of the agent's last sign of life.
+#[map]
+static HEARTBEAT: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
+static POLICIES: HashMap<PolicyId, Policy> = HashMap::with_max_entries(1024, 0);
+/// Pods by the id of their cgroup.
+#[map]
+static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(2048, 0);
+/// Pods by the index of their host-side interface.
+#[map]
+static INTERFACES: HashMap<u32, Pod> = HashMap::with_max_entries(2048, 0);
+#[map]
+static EXACT: HashMap<ExactKey, Exact> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+#[map]
+static ADDRESSES: HashMap<AddressKey, u32> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+#[map]
+static RANGES: LpmTrie<RangeKey, Range> = LpmTrie::with_max_entries(65536, BPF_F_NO_PREALLOC);
+#[map]
+static EXCEPTIONS: HashMap<ExceptionKey, Exception> =
+    HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+/// Flows that remotes opened toward pods; the oldest make room.
+#[map]
+pub(crate) static REPLIES: LruHashMap<ReplyKey, Reply> = LruHashMap::with_max_entries(16384, 0);
+#[map]
+pub(crate) static COUNTERS: PerCpuHashMap<CounterKey, Counter> =
+    PerCpuHashMap::with_max_entries(8192, 0);
+/// Totals of the node by verdict and reason; cannot overflow.
+#[map]
+pub(crate) static NODE_COUNTERS: PerCpuArray<Counter> =
+    PerCpuArray::with_max_entries(Verdict::SLOTS * Reason::SLOTS, 0);
+#[map]
+pub(crate) static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(loss::SLOTS, 0);
+/// When each decision was last told, so that a flood tells it once.
+#[map]
+pub(crate) static SEEN: LruPerCpuHashMap<SeenKey, Seen> =
+    LruPerCpuHashMap::with_max_entries(4096, 0);
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+
+/// `CLOCK_BOOTTIME`, nanoseconds (helper since Linux 5.8).
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: takes no argument and touches nothing of ours.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// The configuration; zeroes until the agent has written it, which means mode off for pods it
+/// has not learned.
+#[inline(always)]
+pub(crate) fn config() -> Config {
+    CONFIG.get(0).copied().unwrap_or_default()
+}
+
+/// Who sends on this interface.
+#[inline(always)]
+pub(crate) fn by_interface(ifindex: u32) -> Option<&'static Pod> {
+    // SAFETY: values are replaced whole by the agent; a torn read of one pod's entry can only
+    // mix two versions of the same pod.
+    unsafe { INTERFACES.get(ifindex) }
+}
+
+/// The pod of a cgroup: its directory stands two levels below `kubepods`, or one for guaranteed
+/// pods. `ancestor` gives the id at an absolute level, zero where there is none.
+#[inline(always)]
+pub(crate) fn by_cgroup(config: &Config, ancestor: impl Fn(i32) -> u64) -> Option<&'static Pod> {
+    let level = config.kubepods_level as i32;
+    let deep = ancestor(level + 2);
+    // SAFETY: as in `by_interface`.
+    if deep != 0
+        && let Some(pod) = unsafe { PODS.get(deep) }
+    {
+        return Some(pod);
+    }
+    let shallow = ancestor(level + 1);
+    // SAFETY: as in `by_interface`.
+    if shallow == 0 { None } else { unsafe { PODS.get(shallow) } }
+}
+
+/// The subject of a decision about this pod.
+#[inline(always)]
+pub(crate) fn subject(pod: Option<&Pod>, config: &Config, now: u64) -> Subject {
+    let Some(pod) = pod else {
+        return Subject::unknown(config);
+    };
+    // SAFETY: four bytes, replaced whole.
+    let policy = unsafe { POLICIES.get(pod.policy) };
+    let beat = HEARTBEAT.get(0).copied().unwrap_or(0);
+    Subject::of(pod, policy, config, now.saturating_sub(beat))
+}
+
+/// Adds to a loss counter.
+#[inline(always)]
+pub(crate) fn lost(what: u32, count: u64) {
+    if let Some(slot) = LOSSES.get_ptr_mut(what) {
+        // SAFETY: this CPU's own slot.
+        unsafe { *slot += count };
+    }
+}
+
+/// The kernel's tables, as `decide` reads them.
+pub(crate) struct Tables {
+    /// Boot clock, read once per packet.
+    pub now: u64,
+}
+
+impl Lookup for Tables {
+    #[inline(always)]
+    fn exact(&self, key: &ExactKey) -> Option<Exact> {
+        // SAFETY: eight bytes, replaced whole.
+        unsafe { EXACT.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn address(&self, key: &AddressKey) -> u32 {
+        // SAFETY: four bytes, replaced whole.
+        unsafe { ADDRESSES.get(key) }.copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn range(&self, key: &RangeKey) -> Range {
+        RANGES.get(Key::new(RangeKey::FULL_BITS, *key)).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn exception(&self, key: &ExceptionKey) -> Option<Exception> {
+        // SAFETY: eight bytes, replaced whole.
+        unsafe { EXCEPTIONS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn reply(&self, key: &ReplyKey) -> bool {
+        crate::flow::answers(key, self.now)
+    }
+
+    #[inline(always)]
+    fn over_rate(&self, _: PolicyId, _: GatewayId) -> bool {
+        // No policy of this version has a rate: the registry refuses `rateLimit`.
+        false
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        self.now
+    }
+}
+
+/// The `__sk_buff` of either packet context.
+#[inline(always)]
+pub(crate) fn skb<C: EbpfContext>(ctx: &C) -> *mut aya_ebpf::bindings::__sk_buff {
+    ctx.as_ptr().cast()
+}

@@ -1,0 +1,201 @@
+//! Packet hooks: who sends, what it is, what is decided.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::{
+    bpf_skb_ancestor_cgroup_id, bpf_skb_load_bytes, bpf_skb_pull_data,
+};
+use aya_ebpf::programs::{SkBuffContext, TcContext};
+use egress_common::key::{ExactKey, PolicyId};
+use egress_common::packet::{Hook, Packet, Shape, protocol};
+use egress_common::state::{Counter, Direction, Target};
+use egress_common::{Lookup, Verdict, decide};
+
+use crate::emit::{Told, count, received, tell};
+use crate::maps::{self, Tables};
+use crate::wire::{self, Bytes};
+
+/// In every network namespace the loopback device is the first.
+const LOOPBACK_IFINDEX: u32 = 1;
+
+/// Judges what a pod sends, at the host side of its veth.
+#[inline(always)]
+pub(crate) fn pod_egress(ctx: &TcContext) -> Verdict {
+    let skb = maps::skb(ctx);
+    let config = maps::config();
+    let now = maps::now();
+    // SAFETY: context fields, checked and rewritten by the verifier.
+    let (ifindex, len) = unsafe { ((*skb).ifindex, (*skb).len) };
+    let who = maps::subject(maps::by_interface(ifindex), &config, now);
+    let mut packet = Packet::unparsed(Hook::PodEgress);
+    read_frame(skb, &mut packet);
+    let ruling = decide(&who, &packet, &Tables { now });
+    let verdict = who.verdict(ruling.reason);
+    log(ctx, &packet, verdict);
+    let socket_uid = ctx.skb.get_socket_uid();
+    tell(
+        ctx,
+        &config,
+        &Told { who: &who, packet: &packet, ruling, verdict, now, len, ifindex, socket_uid },
+    );
+    verdict
+}
+
+/// Remembers what remotes open toward a governed pod, and counts what gateways send it.
+#[inline(always)]
+pub(crate) fn pod_ingress(ctx: &TcContext) {
+    let skb = maps::skb(ctx);
+    let config = maps::config();
+    let now = maps::now();
+    // SAFETY: context fields, checked and rewritten by the verifier.
+    let (ifindex, len) = unsafe { ((*skb).ifindex, (*skb).len) };
+    let Some(pod) = maps::by_interface(ifindex) else {
+        return;
+    };
+    if pod.policy == PolicyId::NONE {
+        return;
+    }
+    let who = maps::subject(Some(pod), &config, now);
+    let mut packet = Packet::unparsed(Hook::PodIngress);
+    read_frame(skb, &mut packet);
+    if !matches!(packet.shape, Shape::Ip) {
+        return;
+    }
+    let tables = Tables { now };
+    let sender = ExactKey::new(who.policy, packet.src, packet.protocol, packet.src_port);
+    if let Some(entry) = tables.exact(&sender) {
+        let target = Target::from_number(entry.target);
+        if matches!(target, Some(Target::Gateway | Target::Draining)) {
+            let amount = Counter { connections: 0, packets: 1, bytes: u64::from(len) };
+            count(&who, received(entry.gateway), Verdict::Allow, Direction::Rx, &amount);
+        }
+        // Its datagrams answer the pod's own; the table is for the others.
+        if packet.protocol == protocol::UDP {
+            return;
+        }
+    }
+    crate::flow::track(&who, &packet, &tables);
+}
+
+/// Judges what a socket of a pod sends, before it leaves the pod's namespace.
+#[inline(always)]
+pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
+    let skb = maps::skb(ctx);
+    let config = maps::config();
+    let now = maps::now();
+    // SAFETY: context fields, checked and rewritten by the verifier; the helper takes a level
+    // and returns the id of the socket's cgroup there, zero beyond its depth (Linux 4.18).
+    let (ifindex, len, family, pod) = unsafe {
+        let pod = maps::by_cgroup(&config, |level| bpf_skb_ancestor_cgroup_id(skb, level));
+        ((*skb).ifindex, (*skb).len, u16::from_be((*skb).protocol as u16), pod)
+    };
+    let who = maps::subject(pod, &config, now);
+    let mut packet = Packet::unparsed(Hook::Wall);
+    packet.on_loopback = ifindex == LOOPBACK_IFINDEX;
+    wire::network(&mut packet, &Copied { skb, len }, family);
+    let ruling = decide(&who, &packet, &Tables { now });
+    let verdict = who.verdict(ruling.reason);
+    let socket_uid = ctx.skb.get_socket_uid();
+    tell(
+        ctx,
+        &config,
+        &Told { who: &who, packet: &packet, ruling, verdict, now, len, ifindex, socket_uid },
+    );
+    verdict
+}
+
+/// Reads a frame, after making sure that what the parser may need lies in linear memory: frames
+/// of a packet ring have 14 bytes there. A frame that cannot be pulled stays short and is judged
+/// as malformed.
+#[inline(always)]
+fn read_frame(skb: *mut __sk_buff, packet: &mut Packet) {
+    // SAFETY: context fields, checked and rewritten by the verifier; pulling invalidates packet
+    // pointers, and they are read again below.
+    let (protocol, tagged) = unsafe {
+        let needed = if (*skb).len < wire::DEEPEST { (*skb).len } else { wire::DEEPEST };
+        // Only where it must: pulling a cloned packet copies it.
+        if (*skb).data as usize + needed as usize > (*skb).data_end as usize {
+            bpf_skb_pull_data(skb, needed);
+        }
+        (u16::from_be((*skb).protocol as u16), (*skb).vlan_present != 0)
+    };
+    wire::frame(packet, &Linear { skb }, protocol, tagged);
+}
+
+/// Packet bytes read in place.
+struct Linear {
+    skb: *mut __sk_buff,
+}
+
+impl Bytes for Linear {
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        // SAFETY: the comparison against `data_end` is the bound the verifier asks for; packet
+        // memory has no alignment.
+        unsafe {
+            let start = (*self.skb).data as usize;
+            let end = (*self.skb).data_end as usize;
+            if start + at + N > end {
+                return None;
+            }
+            Some(((start + at) as *const [u8; N]).read_unaligned())
+        }
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: a context field.
+        unsafe { (*self.skb).len }
+    }
+
+    #[inline(always)]
+    fn is_gso(&self) -> bool {
+        // SAFETY: a context field (Linux 5.7).
+        unsafe { (*self.skb).gso_size != 0 }
+    }
+}
+
+/// Packet bytes copied out: cgroup programs have no helper to pull them.
+struct Copied {
+    skb: *mut __sk_buff,
+    len: u32,
+}
+
+impl Bytes for Copied {
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        let mut copy = [0u8; N];
+        // SAFETY: the helper writes exactly `N` bytes or fails.
+        let failed = unsafe {
+            bpf_skb_load_bytes(self.skb.cast(), at as u32, copy.as_mut_ptr().cast(), N as u32)
+        };
+        if failed == 0 { Some(copy) } else { None }
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.len
+    }
+
+    #[inline(always)]
+    fn is_gso(&self) -> bool {
+        // SAFETY: a context field (Linux 5.7).
+        unsafe { (*self.skb).gso_size != 0 }
+    }
+}
+
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn log(ctx: &TcContext, packet: &Packet, verdict: Verdict) {
+    if crate::log::enabled() {
+        aya_log_ebpf::debug!(
+            ctx,
+            "pod_egress protocol {} port {} verdict {}",
+            packet.protocol,
+            packet.dst_port,
+            verdict.number()
+        );
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn log(_: &TcContext, _: &Packet, _: Verdict) {}
