@@ -1,6 +1,8 @@
 //! Every map, each beside the function that reads it. Only the flow, counter and suppression
 //! maps are written here; the agent owns the rest.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
@@ -12,6 +14,7 @@ use aya_ebpf::maps::{
 use egress_common::key::{
     AddressKey, ExactKey, ExceptionKey, GatewayId, PolicyId, RangeKey, ReplyKey,
 };
+use egress_common::packet::{Hook, Packet};
 use egress_common::state::{
     Config, Counter, CounterKey, Exact, Exception, Pod, Policy, Range, Reply, Seen, SeenKey, loss,
 };
@@ -57,6 +60,23 @@ pub(crate) static SEEN: LruPerCpuHashMap<SeenKey, Seen> =
     LruPerCpuHashMap::with_max_entries(4096, 0);
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+
+/// Where the packet hooks of a veth keep the facts of the packet in hand: the stack is too small,
+/// and facts that passed through memory cost the verifier one path instead of one per parse. One
+/// slot per hook is enough, because these hooks run with softirqs off and never inside
+/// themselves; the wall may be interrupted by itself and keeps its facts on the stack.
+#[map]
+static SCRATCH: PerCpuArray<MaybeUninit<Packet>> = PerCpuArray::with_max_entries(2, 0);
+
+/// The scratch of a hook, holding an unparsed packet; `None` never happens (the index is in
+/// range), and the caller treats it as a packet that cannot be read.
+#[inline(always)]
+pub(crate) fn scratch(hook: Hook) -> Option<&'static mut Packet> {
+    let index = u32::from(matches!(hook, Hook::PodIngress));
+    let slot = SCRATCH.get_ptr_mut(index)?;
+    // SAFETY: this CPU's own slot, not shared while the hook runs (see above).
+    Some(unsafe { (*slot).write(Packet::unparsed(hook)) })
+}
 
 /// `CLOCK_BOOTTIME`, nanoseconds (helper since Linux 5.8).
 #[inline(always)]

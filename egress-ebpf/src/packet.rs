@@ -8,7 +8,7 @@ use aya_ebpf::programs::{SkBuffContext, TcContext};
 use egress_common::key::{ExactKey, PolicyId};
 use egress_common::packet::{Hook, Packet, Shape, protocol};
 use egress_common::state::{Counter, Direction, Target};
-use egress_common::{Lookup, Verdict, decide};
+use egress_common::{Lookup, Reason, Verdict, decide};
 
 use crate::emit::{Told, count, received, tell};
 use crate::maps::{self, Tables};
@@ -26,17 +26,15 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> Verdict {
     // SAFETY: context fields, checked and rewritten by the verifier.
     let (ifindex, len) = unsafe { ((*skb).ifindex, (*skb).len) };
     let who = maps::subject(maps::by_interface(ifindex), &config, now);
-    let mut packet = Packet::unparsed(Hook::PodEgress);
-    read_frame(skb, &mut packet);
-    let ruling = decide(&who, &packet, &Tables { now });
+    let Some(packet) = maps::scratch(Hook::PodEgress) else {
+        return who.verdict(Reason::Malformed);
+    };
+    read_frame(skb, packet);
+    let ruling = decide(&who, packet, &Tables { now });
     let verdict = who.verdict(ruling.reason);
-    log(ctx, &packet, verdict);
+    log(ctx, packet, verdict);
     let socket_uid = ctx.skb.get_socket_uid();
-    tell(
-        ctx,
-        &config,
-        &Told { who: &who, packet: &packet, ruling, verdict, now, len, ifindex, socket_uid },
-    );
+    tell(ctx, &config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
     verdict
 }
 
@@ -55,8 +53,10 @@ pub(crate) fn pod_ingress(ctx: &TcContext) {
         return;
     }
     let who = maps::subject(Some(pod), &config, now);
-    let mut packet = Packet::unparsed(Hook::PodIngress);
-    read_frame(skb, &mut packet);
+    let Some(packet) = maps::scratch(Hook::PodIngress) else {
+        return;
+    };
+    read_frame(skb, packet);
     if !matches!(packet.shape, Shape::Ip) {
         return;
     }
@@ -73,7 +73,7 @@ pub(crate) fn pod_ingress(ctx: &TcContext) {
             return;
         }
     }
-    crate::flow::track(&who, &packet, &tables);
+    crate::flow::track(&who, packet, &tables);
 }
 
 /// Judges what a socket of a pod sends, before it leaves the pod's namespace.
@@ -126,19 +126,35 @@ struct Linear {
     skb: *mut __sk_buff,
 }
 
+impl Linear {
+    /// A pointer to a `T` of the packet. Fields of network headers are aligned as the kernel
+    /// aligns them (`NET_IP_ALIGN`), which is what the verifier checks.
+    #[inline(always)]
+    fn field<T>(&self, at: usize) -> Option<*const T> {
+        // SAFETY: context fields; the comparison against `data_end` is the bound the verifier
+        // asks for.
+        let (start, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
+        if start + at + size_of::<T>() > end { None } else { Some((start + at) as *const T) }
+    }
+}
+
 impl Bytes for Linear {
     #[inline(always)]
-    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        // SAFETY: the comparison against `data_end` is the bound the verifier asks for; packet
-        // memory has no alignment.
-        unsafe {
-            let start = (*self.skb).data as usize;
-            let end = (*self.skb).data_end as usize;
-            if start + at + N > end {
-                return None;
-            }
-            Some(((start + at) as *const [u8; N]).read_unaligned())
-        }
+    fn byte(&self, at: usize) -> Option<u8> {
+        // SAFETY: within the packet, as `field` has checked; likewise below.
+        self.field::<u8>(at).map(|field| unsafe { *field })
+    }
+
+    #[inline(always)]
+    fn half(&self, at: usize) -> Option<u16> {
+        // SAFETY: as above.
+        self.field::<u16>(at).map(|field| u16::from_be(unsafe { *field }))
+    }
+
+    #[inline(always)]
+    fn word(&self, at: usize) -> Option<u32> {
+        // SAFETY: as above.
+        self.field::<u32>(at).map(|field| unsafe { *field })
     }
 
     #[inline(always)]
@@ -160,15 +176,37 @@ struct Copied {
     len: u32,
 }
 
-impl Bytes for Copied {
+impl Copied {
     #[inline(always)]
-    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        let mut copy = [0u8; N];
-        // SAFETY: the helper writes exactly `N` bytes or fails.
+    fn field<T: Default>(&self, at: usize) -> Option<T> {
+        let mut copy = T::default();
+        // SAFETY: the helper writes exactly the size of `T`, an integer, or fails.
         let failed = unsafe {
-            bpf_skb_load_bytes(self.skb.cast(), at as u32, copy.as_mut_ptr().cast(), N as u32)
+            bpf_skb_load_bytes(
+                self.skb.cast(),
+                at as u32,
+                (&raw mut copy).cast(),
+                size_of::<T>() as u32,
+            )
         };
         if failed == 0 { Some(copy) } else { None }
+    }
+}
+
+impl Bytes for Copied {
+    #[inline(always)]
+    fn byte(&self, at: usize) -> Option<u8> {
+        self.field(at)
+    }
+
+    #[inline(always)]
+    fn half(&self, at: usize) -> Option<u16> {
+        self.field::<u16>(at).map(u16::from_be)
+    }
+
+    #[inline(always)]
+    fn word(&self, at: usize) -> Option<u32> {
+        self.field(at)
     }
 
     #[inline(always)]

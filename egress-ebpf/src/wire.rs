@@ -19,10 +19,15 @@ const ETH_QINQ: u16 = 0x88a8;
 /// Length of a link header; the network header follows.
 const LINK: usize = 14;
 
-/// The one accessor of packet bytes.
+/// The one accessor of packet bytes. Fields are read in their own width, at constant offsets:
+/// byte arrays would cost the kernel's small stack eight bytes for each of theirs.
 pub(crate) trait Bytes {
-    /// `N` bytes at a constant offset; `None` beyond the end.
-    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
+    /// A byte; `None` beyond the end, as everywhere below.
+    fn byte(&self, at: usize) -> Option<u8>;
+    /// Two bytes, as a number in host order.
+    fn half(&self, at: usize) -> Option<u16>;
+    /// Four bytes as they lie in memory, network order.
+    fn word(&self, at: usize) -> Option<u32>;
     /// Length of the whole packet, bytes, whether or not all of it can be read at once.
     fn len(&self) -> u32;
     /// The kernel will segment this packet later (its length fields may say zero).
@@ -30,91 +35,115 @@ pub(crate) trait Bytes {
 }
 
 /// Reads a frame with a link header. `protocol` is what the kernel took the frame for, host
-/// order; `tagged` says that a VLAN tag was already taken off it.
+/// order; `tagged` says that a VLAN tag was already taken off it. What is not reached leaves the
+/// packet malformed.
 #[inline(always)]
 pub(crate) fn frame<B: Bytes>(packet: &mut Packet, bytes: &B, protocol: u16, tagged: bool) {
-    let Some(link) = bytes.load::<LINK>(0) else {
-        return;
-    };
-    let [_, _, _, _, _, _, a, b, c, d, e, f, high, low] = link;
-    packet.src_mac = [a, b, c, d, e, f];
-    let ethertype = u16::from_be_bytes([high, low]);
-    if tagged || ethertype == ETH_VLAN || ethertype == ETH_QINQ {
-        packet.shape = Shape::Tagged;
-    } else if ethertype != protocol {
-        packet.shape = Shape::Ethertype;
-    } else if ethertype == ETH_IPV4 {
-        ipv4::<B, LINK>(packet, bytes);
-    } else if ethertype == ETH_IPV6 {
-        ipv6::<B, LINK>(packet, bytes);
-    } else if ethertype == ETH_ARP {
-        arp(packet, bytes);
-    } else {
-        packet.shape = Shape::Ethertype;
-    }
+    // The outcome is in the packet; `None` only ends the reading.
+    let _ = link(packet, bytes, protocol, tagged);
 }
 
 /// Reads a packet that starts with its network header, of the family the kernel names.
 #[inline(always)]
 pub(crate) fn network<B: Bytes>(packet: &mut Packet, bytes: &B, protocol: u16) {
     if protocol == ETH_IPV4 {
-        ipv4::<B, 0>(packet, bytes);
+        let _ = ipv4::<B, 0>(packet, bytes);
     } else if protocol == ETH_IPV6 {
-        ipv6::<B, 0>(packet, bytes);
+        let _ = ipv6::<B, 0>(packet, bytes);
     } else {
         packet.shape = Shape::Ethertype;
     }
 }
 
-/// ARP for IPv4 over Ethernet, request or reply, nothing behind it but the padding of a minimal
-/// frame.
 #[inline(always)]
-fn arp<B: Bytes>(packet: &mut Packet, bytes: &B) {
-    const MINIMAL_FRAME: u32 = 60;
-    let Some(head) = bytes.load::<8>(LINK) else {
-        return;
-    };
-    let Some(sender) = bytes.load::<10>(LINK + 8) else {
-        return;
-    };
-    let Some(target) = bytes.load::<4>(LINK + 24) else {
-        return;
-    };
-    let [s0, s1, s2, s3, s4, s5, i0, i1, i2, i3] = sender;
-    packet.arp_mac = [s0, s1, s2, s3, s4, s5];
-    packet.src = Addr::v4([i0, i1, i2, i3]);
-    packet.dst = Addr::v4(target);
-    let [h0, h1, p0, p1, hlen, plen, o0, op] = head;
-    let exact = h0 == 0 && h1 == 1 && p0 == 8 && p1 == 0 && hlen == 6 && plen == 4 && o0 == 0;
-    if exact && (op == 1 || op == 2) && bytes.len() <= MINIMAL_FRAME {
-        packet.shape = Shape::Arp;
+fn link<B: Bytes>(packet: &mut Packet, bytes: &B, protocol: u16, tagged: bool) -> Option<()> {
+    packet.src_mac = mac(bytes, 6)?;
+    let ethertype = bytes.half(12)?;
+    if tagged || ethertype == ETH_VLAN || ethertype == ETH_QINQ {
+        packet.shape = Shape::Tagged;
+    } else if ethertype != protocol {
+        packet.shape = Shape::Ethertype;
+    } else if ethertype == ETH_IPV4 {
+        return ipv4::<B, LINK>(packet, bytes);
+    } else if ethertype == ETH_IPV6 {
+        return ipv6::<B, LINK>(packet, bytes);
+    } else if ethertype == ETH_ARP {
+        return arp(packet, bytes);
+    } else {
+        packet.shape = Shape::Ethertype;
     }
+    Some(())
 }
 
 #[inline(always)]
-fn ipv4<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B) {
-    let Some(header) = bytes.load::<20>(AT) else {
-        return;
-    };
-    let [version, _, l0, l1, _, _, f0, f1, _, proto, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
+fn mac<B: Bytes>(bytes: &B, at: usize) -> Option<[u8; 6]> {
+    Some([
+        bytes.byte(at)?,
+        bytes.byte(at + 1)?,
+        bytes.byte(at + 2)?,
+        bytes.byte(at + 3)?,
+        bytes.byte(at + 4)?,
+        bytes.byte(at + 5)?,
+    ])
+}
+
+#[inline(always)]
+fn addr4<B: Bytes>(bytes: &B, at: usize) -> Option<Addr> {
+    Some(Addr::from_v4_word(bytes.word(at)?))
+}
+
+#[inline(always)]
+fn addr6<B: Bytes>(bytes: &B, at: usize) -> Option<Addr> {
+    Some(Addr::from_words([
+        bytes.word(at)?,
+        bytes.word(at + 4)?,
+        bytes.word(at + 8)?,
+        bytes.word(at + 12)?,
+    ]))
+}
+
+/// ARP for IPv4 over Ethernet, request or reply, nothing behind it but the padding of a minimal
+/// frame.
+#[inline(always)]
+fn arp<B: Bytes>(packet: &mut Packet, bytes: &B) -> Option<()> {
+    const MINIMAL_FRAME: u32 = 60;
+    const ETHERNET: u16 = 1;
+    const LENGTHS: u16 = 0x0604;
+    packet.arp_mac = mac(bytes, LINK + 8)?;
+    packet.src = addr4(bytes, LINK + 14)?;
+    packet.dst = addr4(bytes, LINK + 24)?;
+    let operation = bytes.half(LINK + 6)?;
+    let exact = bytes.half(LINK)? == ETHERNET
+        && bytes.half(LINK + 2)? == ETH_IPV4
+        && bytes.half(LINK + 4)? == LENGTHS
+        && (operation == 1 || operation == 2);
+    if exact && bytes.len() <= MINIMAL_FRAME {
+        packet.shape = Shape::Arp;
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn ipv4<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B) -> Option<()> {
+    let proto = bytes.byte(AT + 9)?;
     packet.protocol = proto;
     packet.flow_protocol = proto;
-    packet.src = Addr::v4([s0, s1, s2, s3]);
-    packet.dst = Addr::v4([d0, d1, d2, d3]);
-    if version != 0x45 {
-        return;
+    packet.src = addr4(bytes, AT + 12)?;
+    packet.dst = addr4(bytes, AT + 16)?;
+    if bytes.byte(AT)? != 0x45 {
+        return None;
     }
     let room = bytes.len() - AT as u32;
-    let total = u32::from(u16::from_be_bytes([l0, l1]));
+    let total = u32::from(bytes.half(AT + 2)?);
     // BIG TCP: a segment too long for the field says zero.
     let total = if total == 0 && bytes.is_gso() { room } else { total };
     if total < 20 || total > room {
-        return;
+        return None;
     }
     // More fragments, or an offset.
-    if u16::from_be_bytes([f0, f1]) & 0x3fff != 0 {
+    if bytes.half(AT + 6)? & 0x3fff != 0 {
         packet.shape = Shape::Fragment;
-        return;
+        return Some(());
     }
     match proto {
         protocol::ICMP => icmp4::<B, AT>(packet, bytes, total),
@@ -122,42 +151,7 @@ fn ipv4<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B) {
     }
 }
 
-#[inline(always)]
-fn ipv6<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B) {
-    packet.is_v6 = true;
-    let Some([version, _, _, _, l0, l1, next, hops]) = bytes.load::<8>(AT) else {
-        return;
-    };
-    let Some(src) = bytes.load::<16>(AT + 8) else {
-        return;
-    };
-    let Some(dst) = bytes.load::<16>(AT + 24) else {
-        return;
-    };
-    packet.protocol = next;
-    packet.flow_protocol = next;
-    packet.src = Addr::new(src);
-    packet.dst = Addr::new(dst);
-    if version >> 4 != 6 {
-        return;
-    }
-    let room = bytes.len() - AT as u32;
-    let payload = u32::from(u16::from_be_bytes([l0, l1]));
-    if payload + 40 > room {
-        return;
-    }
-    match next {
-        protocol::ICMPV6 => icmp6::<B, AT>(packet, bytes, payload, hops),
-        protocol::TCP | protocol::UDP => transport(packet, bytes, AT + 40, payload),
-        JUMBO_PARENT => jumbo::<B, AT>(packet, bytes, payload),
-        // Every other extension header, and every protocol that the cluster may still allow.
-        HEADER_ROUTING | HEADER_FRAGMENT | HEADER_AUTH | HEADER_DESTINATION | HEADER_MOBILITY
-        | HEADER_HIP | HEADER_SHIM6 | HEADER_NONE => {}
-        _ => packet.shape = Shape::Ip,
-    }
-}
-
-const JUMBO_PARENT: u8 = 0;
+const HEADER_HOP_BY_HOP: u8 = 0;
 const HEADER_ROUTING: u8 = 43;
 const HEADER_FRAGMENT: u8 = 44;
 const HEADER_AUTH: u8 = 51;
@@ -167,161 +161,177 @@ const HEADER_MOBILITY: u8 = 135;
 const HEADER_HIP: u8 = 139;
 const HEADER_SHIM6: u8 = 140;
 
+#[inline(always)]
+fn ipv6<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B) -> Option<()> {
+    packet.is_v6 = true;
+    let next = bytes.byte(AT + 6)?;
+    packet.protocol = next;
+    packet.flow_protocol = next;
+    packet.src = addr6(bytes, AT + 8)?;
+    packet.dst = addr6(bytes, AT + 24)?;
+    if bytes.byte(AT)? >> 4 != 6 {
+        return None;
+    }
+    let room = bytes.len() - AT as u32;
+    let payload = u32::from(bytes.half(AT + 4)?);
+    if payload + 40 > room {
+        return None;
+    }
+    match next {
+        protocol::ICMPV6 => icmp6::<B, AT>(packet, bytes, payload),
+        protocol::TCP | protocol::UDP => transport(packet, bytes, AT + 40, payload),
+        HEADER_HOP_BY_HOP => jumbo::<B, AT>(packet, bytes, payload),
+        HEADER_ROUTING | HEADER_FRAGMENT | HEADER_AUTH | HEADER_NONE | HEADER_DESTINATION
+        | HEADER_MOBILITY | HEADER_HIP | HEADER_SHIM6 => None,
+        // A protocol without ports, which the cluster may still allow.
+        _ => {
+            packet.shape = Shape::Ip;
+            Some(())
+        }
+    }
+}
+
 /// The one extension header a kernel adds by itself: the eight bytes of BIG TCP, only on a packet
 /// it is still going to segment.
 #[inline(always)]
-fn jumbo<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B, payload: u32) {
-    let Some([next, length, option, size, _, _, _, _]) = bytes.load::<8>(AT + 40) else {
-        return;
-    };
-    let exact = next == protocol::TCP && length == 0 && option == 0xc2 && size == 4;
-    if exact && payload == 0 && bytes.is_gso() {
-        packet.protocol = protocol::TCP;
-        packet.flow_protocol = protocol::TCP;
-        let room = bytes.len() - AT as u32;
-        transport(packet, bytes, AT + 48, room - 48);
+fn jumbo<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B, payload: u32) -> Option<()> {
+    const TCP_AND_NO_MORE: u16 = (protocol::TCP as u16) << 8;
+    const JUMBO_OPTION: u16 = 0xc204;
+    let exact = bytes.half(AT + 40)? == TCP_AND_NO_MORE && bytes.half(AT + 42)? == JUMBO_OPTION;
+    if !exact || payload != 0 || !bytes.is_gso() {
+        return None;
     }
+    packet.protocol = protocol::TCP;
+    packet.flow_protocol = protocol::TCP;
+    transport(packet, bytes, AT + 48, bytes.len().saturating_sub(AT as u32 + 48))
 }
 
 /// TCP and UDP; other protocols have nothing we read.
 #[inline(always)]
-fn transport<B: Bytes>(packet: &mut Packet, bytes: &B, at: usize, room: u32) {
+fn transport<B: Bytes>(packet: &mut Packet, bytes: &B, at: usize, room: u32) -> Option<()> {
     match packet.protocol {
         protocol::TCP => {
-            let Some(header) = bytes.load::<14>(at) else {
-                return;
-            };
-            let [s0, s1, d0, d1, _, _, _, _, _, _, _, _, offset, flags] = header;
-            let length = u32::from(offset >> 4) * 4;
+            let offset_flags = bytes.half(at + 12)?;
+            let length = u32::from(offset_flags >> 12) * 4;
             if room < 20 || length < 20 || length > room {
-                return;
+                return None;
             }
-            packet.src_port = u16::from_be_bytes([s0, s1]);
-            packet.dst_port = u16::from_be_bytes([d0, d1]);
-            packet.tcp_flags = flags;
+            packet.tcp_flags = offset_flags as u8;
+            ports(packet, bytes, at)?;
         }
         protocol::UDP => {
-            let Some([s0, s1, d0, d1, _, _, _, _]) = bytes.load::<8>(at) else {
-                return;
-            };
             if room < 8 {
-                return;
+                return None;
             }
-            packet.src_port = u16::from_be_bytes([s0, s1]);
-            packet.dst_port = u16::from_be_bytes([d0, d1]);
+            ports(packet, bytes, at)?;
         }
         _ => {}
     }
     packet.shape = Shape::Ip;
+    Some(())
 }
 
 #[inline(always)]
-fn icmp4<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B, total: u32) {
+fn ports<B: Bytes>(packet: &mut Packet, bytes: &B, at: usize) -> Option<()> {
+    packet.src_port = bytes.half(at)?;
+    packet.dst_port = bytes.half(at + 2)?;
+    Some(())
+}
+
+#[inline(always)]
+fn icmp4<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B, total: u32) -> Option<()> {
     /// An error quotes no more than makes a minimal datagram (RFC 1812 §4.3.2.3).
     const LONGEST_ERROR: u32 = 576;
-    let Some([kind, _, _, _, id0, id1, _, _]) = bytes.load::<8>(AT + 20) else {
-        return;
-    };
+    let kind = bytes.byte(AT + 20)?;
+    let id = bytes.half(AT + 24)?;
     if total < 28 {
-        return;
+        return None;
     }
     packet.shape = Shape::Ip;
     match kind {
-        0 => echo_reply(packet, [id0, id1]),
-        8 => echo_request(packet, [id0, id1]),
-        3 | 11 | 12 if total <= LONGEST_ERROR => {
-            let Some(quoted) = bytes.load::<20>(AT + 28) else {
-                return;
-            };
-            let Some(ports) = bytes.load::<4>(AT + 48) else {
-                return;
-            };
-            let [first, _, _, _, _, _, _, _, _, proto, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
-                quoted;
-            let from = Addr::v4([s0, s1, s2, s3]);
-            let to = Addr::v4([d0, d1, d2, d3]);
-            if first == 0x45 {
-                error(packet, proto, from, to, ports);
-            }
+        0 => echo(packet, Icmp::EchoReply, id),
+        8 => echo(packet, Icmp::EchoRequest, id),
+        3 | 11 | 12 if total <= LONGEST_ERROR && bytes.byte(AT + 28)? == 0x45 => {
+            let quoted = bytes.byte(AT + 37)?;
+            let from = addr4(bytes, AT + 40)?;
+            let to = addr4(bytes, AT + 44)?;
+            error(packet, bytes, quoted, from, to, AT + 48)?;
         }
         _ => {}
     }
+    Some(())
 }
 
 #[inline(always)]
-fn icmp6<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B, payload: u32, hops: u8) {
+fn icmp6<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B, payload: u32) -> Option<()> {
     /// An error quotes no more than fits the minimal MTU (RFC 4443 §2.4).
     const LONGEST_ERROR: u32 = 1280 - 40;
     /// Advertisement with one link-layer option.
     const LONGEST_NEIGHBOUR: u32 = 32;
-    let Some([kind, code, _, _, id0, id1, _, _]) = bytes.load::<8>(AT + 40) else {
-        return;
-    };
+    const HOPS: usize = 7;
+    let kind = bytes.byte(AT + 40)?;
+    let id = bytes.half(AT + 44)?;
     if payload < 8 {
-        return;
+        return None;
     }
     packet.shape = Shape::Ip;
     match kind {
-        129 => echo_reply(packet, [id0, id1]),
-        128 => echo_request(packet, [id0, id1]),
+        129 => echo(packet, Icmp::EchoReply, id),
+        128 => echo(packet, Icmp::EchoRequest, id),
         1..=4 if payload <= LONGEST_ERROR => {
-            let Some([proto]) = bytes.load::<1>(AT + 54) else {
-                return;
-            };
-            let Some(from) = bytes.load::<16>(AT + 56) else {
-                return;
-            };
-            let Some(to) = bytes.load::<16>(AT + 72) else {
-                return;
-            };
-            let Some(ports) = bytes.load::<4>(AT + 88) else {
-                return;
-            };
-            error(packet, proto, Addr::new(from), Addr::new(to), ports);
+            let quoted = bytes.byte(AT + 54)?;
+            let from = addr6(bytes, AT + 56)?;
+            let to = addr6(bytes, AT + 72)?;
+            error(packet, bytes, quoted, from, to, AT + 88)?;
         }
-        // Router solicitation.
-        133 if hops == 255 && code == 0 && payload <= LONGEST_NEIGHBOUR => {
-            packet.shape = Shape::Neighbour;
-        }
-        // Neighbour solicitation and advertisement: both carry a target.
-        135 | 136 if hops == 255 && code == 0 && payload <= LONGEST_NEIGHBOUR => {
-            if payload >= 24
-                && let Some(target) = bytes.load::<16>(AT + 48)
-            {
-                packet.shape = Shape::Neighbour;
-                if kind == 136 {
-                    packet.target = Addr::new(target);
-                }
+        // Router solicitation, neighbour solicitation and advertisement.
+        133 | 135 | 136 if payload <= LONGEST_NEIGHBOUR => {
+            let exact = bytes.byte(AT + HOPS)? == 255 && bytes.byte(AT + 41)? == 0;
+            let whole = kind == 133 || payload >= 24;
+            if !exact || !whole {
+                return Some(());
             }
+            if kind == 136 {
+                packet.target = addr6(bytes, AT + 48)?;
+            }
+            packet.shape = Shape::Neighbour;
         }
         _ => {}
     }
+    Some(())
 }
 
+/// The identifier stands where the remote's port would: in a request that is the source's, in a
+/// reply the destination's.
 #[inline(always)]
-const fn echo_reply(packet: &mut Packet, id: [u8; 2]) {
-    packet.icmp = Icmp::EchoReply;
-    packet.dst_port = u16::from_be_bytes(id);
-}
-
-#[inline(always)]
-const fn echo_request(packet: &mut Packet, id: [u8; 2]) {
-    packet.icmp = Icmp::EchoRequest;
-    packet.src_port = u16::from_be_bytes(id);
+const fn echo(packet: &mut Packet, kind: Icmp, id: u16) {
+    packet.icmp = kind;
+    match kind {
+        Icmp::EchoReply => packet.dst_port = id,
+        Icmp::EchoRequest => packet.src_port = id,
+        Icmp::Other | Icmp::Error => {}
+    }
 }
 
 /// An error counts as an answer only when the packet it quotes went from its destination to its
 /// source; the quoted ports, turned round, name the flow.
 #[inline(always)]
-fn error(packet: &mut Packet, proto: u8, from: Addr, to: Addr, ports: [u8; 4]) {
-    let ported = proto == protocol::TCP || proto == protocol::UDP;
+fn error<B: Bytes>(
+    packet: &mut Packet,
+    bytes: &B,
+    quoted: u8,
+    from: Addr,
+    to: Addr,
+    at: usize,
+) -> Option<()> {
+    let ported = quoted == protocol::TCP || quoted == protocol::UDP;
     if ported && from == packet.dst && to == packet.src {
-        let [s0, s1, d0, d1] = ports;
+        packet.dst_port = bytes.half(at)?;
+        packet.src_port = bytes.half(at + 2)?;
+        packet.flow_protocol = quoted;
         packet.icmp = Icmp::Error;
-        packet.flow_protocol = proto;
-        packet.dst_port = u16::from_be_bytes([s0, s1]);
-        packet.src_port = u16::from_be_bytes([d0, d1]);
     }
+    Some(())
 }
 
 #[cfg(test)]
