@@ -92,14 +92,12 @@ fn mounted() -> Option<PathBuf> {
 
 /// Levels between the hierarchy's root and `path`.
 fn level(path: &Path) -> Result<u32, IdentityError> {
-    let mut level = 0;
-    for ancestor in path.ancestors() {
+    for (level, ancestor) in (0..).zip(path.ancestors()) {
         let metadata = fs::metadata(ancestor)
             .map_err(|source| IdentityError::Cgroup { path: ancestor.to_owned(), source })?;
         if metadata.ino() == ROOT_INODE {
             return Ok(level);
         }
-        level += 1;
     }
     Err(IdentityError::NoCgroup2)
 }
