@@ -241,3 +241,22 @@ fn list(
     above.pop();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_trusted_unread_only_once_it_has_rested() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("a.yaml"), "# nothing\n").unwrap();
+        let mut directory = Directory::new(root.path());
+        directory.scan(&BTreeSet::new()).unwrap();
+        // Just written: a second write within the same tick of the clock would not show.
+        assert_eq!(directory.files[Path::new("a.yaml")].stamp, None);
+        let mut stamp = Stamp::of(&fs::metadata(root.path().join("a.yaml")).unwrap());
+        assert!(stamp.is_racy());
+        stamp.changed.0 -= 10;
+        assert!(!stamp.is_racy());
+    }
+}
