@@ -1,1 +1,163 @@
-//! Placeholder, replaced by its owner.
+//! The control socket: root's own view of the agent, and nobody else's.
+//!
+//! It names pods, so it is a unix socket that only its owner can open; nothing it answers changes
+//! anything.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+use crate::agent::AgentState;
+use crate::datapath::boot_clock;
+use crate::policy::explain::{Question, explain};
+use crate::supervise::Shutdown;
+
+/// File name of the socket in the run directory.
+pub const SOCKET: &str = "admin.sock";
+
+/// A question that was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What is wrong.
+    pub error: String,
+    /// What to do; may be empty.
+    pub hint: String,
+}
+
+type States = watch::Receiver<Arc<AgentState>>;
+
+/// Binds the socket. The caller holds the agent's lock, so that a socket that is already there
+/// is a dead agent's.
+///
+/// # Errors
+/// When the socket cannot be made or protected.
+pub fn bind(run_dir: &Path) -> std::io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = run_dir.join(SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves until shutdown.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: UnixListener,
+    states: States,
+    mut shutdown: Shutdown,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/status", get(status))
+        .route("/explain", get(answer))
+        .with_state(states);
+    axum::serve(listener, router)
+        .with_graceful_shutdown(async move { shutdown.requested().await })
+        .await
+}
+
+async fn status(State(states): State<States>) -> Response {
+    let state = Arc::clone(&states.borrow());
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "node": state.node,
+        "mode": state.mode().name(),
+        "generation": state.tables.config.generation,
+        "registry": {
+            "source": state.source,
+            "revision": state.snapshot.revision,
+            "complete": state.snapshot.complete,
+            "ageSeconds": state.synced.elapsed().as_secs(),
+        },
+        "refused": state.refused,
+        "warnings": state.warnings,
+        "hooks": state.hooks,
+        "pods": state.desired.coverage,
+        "gateways": state.desired.gateways,
+        "problems": state.problems(),
+    }))
+    .into_response()
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    pod: String,
+    dest: String,
+}
+
+async fn answer(State(states): State<States>, Query(asked): Query<Asked>) -> Response {
+    let state = Arc::clone(&states.borrow());
+    let refuse = |status: StatusCode, error: String, hint: String| {
+        (status, Json(Refusal { error, hint })).into_response()
+    };
+    let question: Question = match asked.dest.parse() {
+        Ok(question) => question,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, format!("{error}"), String::new()),
+    };
+    let pods = &state.desired.coverage;
+    let Some(pod) = pods.iter().find(|pod| pod.pod.to_string() == asked.pod) else {
+        let names = pods.iter().map(|pod| pod.pod.to_string());
+        let hint = nearest(&asked.pod, names);
+        let error = format!("this node has no pod `{}`", asked.pod);
+        return refuse(StatusCode::NOT_FOUND, error, hint);
+    };
+    let declarations = &state.snapshot.declarations;
+    let now = boot_clock();
+    Json(explain(&state.desired, &state.tables, declarations, pod, &question, now)).into_response()
+}
+
+/// The names most like the one asked for.
+fn nearest(asked: &str, names: impl Iterator<Item = String>) -> String {
+    let mut near: Vec<(usize, String)> = names.map(|name| (distance(asked, &name), name)).collect();
+    near.sort();
+    let near: Vec<String> = near.into_iter().take(3).map(|(_, name)| name).collect();
+    match near.as_slice() {
+        [] => "the registry names no pod of this node; see `egress-agent status`".to_owned(),
+        near => format!("the nearest names are {}", near.join(", ")),
+    }
+}
+
+/// Levenshtein distance, bytes.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = i;
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+        for (j, y) in b.bytes().enumerate() {
+            let above = row[j + 1];
+            row[j + 1] = (diagonal + usize::from(x != y)).min(above + 1).min(row[j] + 1);
+            diagonal = above;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_pod_gets_the_nearest_names() {
+        assert_eq!(distance("kitten", "sitting"), 3);
+        let names = ["shop/cart", "shop/checkout", "pay/card", "ops/x"].map(str::to_owned);
+        let hint = nearest("shop/crat", names.into_iter());
+        assert!(hint.starts_with("the nearest names are shop/cart, "), "{hint}");
+        assert!(nearest("x", std::iter::empty()).contains("status"));
+    }
+}

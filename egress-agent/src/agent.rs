@@ -1,1 +1,411 @@
-//! Placeholder, replaced by its owner.
+//! The only place that knows everybody: registry in, kernel out, and what is told about it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use egress_common::Mode;
+use tokio::sync::{Notify, watch};
+
+use crate::cli::{Run, exit};
+use crate::config::{ConfigError, File};
+use crate::datapath::{
+    Applied, Attached, Check, CheckStatus, CounterReader, DatapathError, HookStatus, Loaded,
+    Options, boot_clock, preflight,
+};
+use crate::identity::cgroup::Kubepods;
+use crate::identity::{cgroup, link};
+use crate::lock::{Lock, LockError};
+use crate::policy::compile::compile;
+use crate::policy::{
+    ClusterConfig, Desired, NodeState, Origin, Problem, ProblemCode, Snapshot, Tables,
+};
+use crate::supervise::{self, Shutdown, Tasks};
+use crate::{admin, events, metrics, registry};
+
+/// What everything that reports reads: one immutable value per change.
+#[derive(Clone, Debug)]
+pub struct AgentState {
+    /// Name of this node.
+    pub node: Option<String>,
+    /// The registry, as it was named.
+    pub source: String,
+    /// The snapshot that was compiled last.
+    pub snapshot: Arc<Snapshot>,
+    /// What it compiled to.
+    pub desired: Arc<Desired>,
+    /// What the kernel holds.
+    pub tables: Arc<Tables>,
+    /// Hooks, verified against the kernel.
+    pub hooks: Arc<Vec<HookStatus>>,
+    /// Entries and room of each table.
+    pub usage: Arc<Vec<(&'static str, usize, usize)>>,
+    /// Why the last policy was not applied, if it was not.
+    pub refused: Option<String>,
+    /// What could not be done for single interfaces.
+    pub warnings: Vec<String>,
+    /// Policies applied and refused since the start.
+    pub applies: (u64, u64),
+    /// When the registry last published.
+    pub synced: Instant,
+    /// The same, seconds since the epoch.
+    pub synced_at: f64,
+    /// Boot clock of the last heartbeat, nanoseconds.
+    pub beat: u64,
+}
+
+impl AgentState {
+    /// The strictest mode in force on this node.
+    pub fn mode(&self) -> Mode {
+        let modes =
+            self.tables.policies.values().filter_map(|policy| Mode::from_number(policy.mode));
+        modes.fold(Mode::Off, Mode::max)
+    }
+
+    /// Problems of the registry, of compiling and of applying.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.desired.problems.clone();
+        problems.extend(self.refused.as_ref().map(|message| Problem {
+            code: ProblemCode::TableFull,
+            origin: Origin {
+                kind: "Node".to_owned(),
+                name: self.node.clone().unwrap_or_default(),
+                file: None,
+            },
+            message: message.clone(),
+        }));
+        problems
+    }
+}
+
+/// Why the agent ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration was refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Another agent runs here.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The node cannot enforce.
+    #[error("this node cannot enforce:{}", list(.0))]
+    Preflight(Vec<Check>),
+    /// Anything else.
+    #[error("{0:#}")]
+    Failed(#[from] anyhow::Error),
+}
+
+fn list(checks: &[Check]) -> String {
+    let failed = checks.iter().filter(|check| check.status == CheckStatus::Fail);
+    failed.map(|check| format!("\n  {}: {}: {}", check.name, check.detail, check.remedy)).collect()
+}
+
+impl RunError {
+    /// The documented exit code.
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => exit::USAGE,
+            Self::Lock(LockError::Held { .. }) => exit::LOCKED,
+            Self::Preflight(_) => exit::CANNOT_ENFORCE,
+            Self::Lock(LockError::Unusable { .. }) | Self::Failed(_) => exit::FAILED,
+        }
+    }
+}
+
+/// Runs until stopped. Enforcement outlives it.
+///
+/// # Errors
+/// [`RunError`], whose exit code is documented.
+pub async fn run(arguments: &Run) -> Result<(), RunError> {
+    let path = arguments.config.clone().unwrap_or_else(|| PathBuf::from("(no file)"));
+    let file = match &arguments.config {
+        Some(path) => File::read(path)?,
+        None => File::default(),
+    };
+    let cluster = file.cluster(&path)?;
+    let lease = file.lease(&path)?;
+    let _lock = Lock::take(&arguments.datapath.run_dir)?;
+    let options = Options {
+        bpffs: arguments.datapath.bpffs.clone(),
+        kernel_log: arguments.kernel_log,
+        capacity: arguments.table_size,
+    };
+    let checks = preflight(&options, arguments.cgroup_root.as_deref());
+    if checks.iter().any(|check| check.status == CheckStatus::Fail) {
+        return Err(RunError::Preflight(checks));
+    }
+    let kubepods = Kubepods::find(arguments.cgroup_root.as_deref()).map_err(anyhow::Error::from)?;
+    let loaded = Loaded::load(&options).map_err(anyhow::Error::from)?;
+    let (trigger, shutdown) = supervise::pair();
+    let mut tasks = Tasks::default();
+
+    let (publish, mut snapshots) = watch::channel(Arc::new(Snapshot::default()));
+    let source = arguments.registry.clone();
+    let until = shutdown.clone();
+    tasks.start("registry", async move { Ok(registry::run(source, publish, until).await?) });
+    let wake = Arc::new(Notify::new());
+    let (watched, notify, until) = (kubepods.clone(), Arc::clone(&wake), shutdown.clone());
+    tasks.start("cgroups", async move { Ok(cgroup::watch(watched, notify, until).await?) });
+    let (notify, until) = (Arc::clone(&wake), shutdown.clone());
+    tasks.start("links", async move { Ok(link::watch(notify, until).await?) });
+
+    let address = arguments.metrics_address.or(file.metrics.address);
+    let listener = metrics::bind(address).await?;
+    let admin = admin::bind(&arguments.datapath.run_dir)
+        .map_err(|error| anyhow::anyhow!("cannot open the admin socket: {error}"))?;
+    let outlet = events::Outlet::open(
+        arguments.events_format.or(file.events.format).unwrap_or_default(),
+        arguments.events_output.as_deref().or(file.events.output.as_deref()),
+    )
+    .map_err(|error| anyhow::anyhow!("cannot open the event output: {error}"))?;
+
+    let inputs = Inputs {
+        node: arguments.node_name.clone().or_else(|| file.node_name.clone()),
+        source: arguments.registry.to_string(),
+        cluster,
+        kubepods,
+        unknown_pod: file.unknown_pod(),
+        lease,
+    };
+    // Probes answer from the start; nothing else does before the first snapshot is applied.
+    let readiness = metrics::Readiness::default();
+    let (ready, until) = (readiness.clone(), shutdown.clone());
+    tasks.start("http", async move { Ok(metrics::serve(listener, ready, until).await?) });
+    let until = shutdown.clone();
+    let main = async move {
+        let mut until = until;
+        tokio::select! {
+            () = until.requested() => return Ok(()),
+            first = snapshots.wait_for(|snapshot| snapshot.revision > 0) => drop(first?),
+        }
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        let (mut enforcer, states) = Enforcer::start(inputs, loaded, snapshot)?;
+        let reader = enforcer.attached.reader()?;
+        readiness.ready(states.clone(), reader.clone(), outlet.lost());
+        let mut tasks = Tasks::default();
+        enforcer.report(&mut tasks, &states, reader, outlet, admin, &until)?;
+        tasks.start("enforcer", enforcer.follow(snapshots, wake, until.clone()));
+        tasks.until(until).await
+    };
+    tasks.start("agent", main);
+    tasks.run(trigger).await.map_err(RunError::Failed)
+}
+
+/// What does not change while the agent runs.
+struct Inputs {
+    node: Option<String>,
+    source: String,
+    cluster: ClusterConfig,
+    kubepods: Kubepods,
+    unknown_pod: Mode,
+    lease: Duration,
+}
+
+impl Inputs {
+    fn compile(&self, snapshot: &Snapshot) -> anyhow::Result<Desired> {
+        let boot_epoch = i128::from(boot_clock()) - jiff::Timestamp::now().as_nanosecond();
+        let node = NodeState {
+            name: self.node.clone(),
+            cgroups: self.kubepods.pods()?,
+            links: link::links()?,
+            kubepods_level: self.kubepods.level,
+            unknown_pod: self.unknown_pod,
+            lease: u64::try_from(self.lease.as_nanos()).unwrap_or(u64::MAX),
+            // The two clocks drift by microseconds between reads; whole seconds do not, and an
+            // expiry that moved with every compilation would be a change every time.
+            boot_epoch: boot_epoch.div_euclid(SECOND) * SECOND,
+        };
+        Ok(compile(snapshot, &self.cluster, &node))
+    }
+}
+
+const SECOND: i128 = 1_000_000_000;
+
+/// The loop that keeps the kernel at what the registry says.
+struct Enforcer {
+    inputs: Inputs,
+    attached: Attached,
+    publish: watch::Sender<Arc<AgentState>>,
+    told: BTreeSet<String>,
+}
+
+type States = watch::Receiver<Arc<AgentState>>;
+
+impl Enforcer {
+    fn start(
+        inputs: Inputs,
+        loaded: Loaded,
+        snapshot: Arc<Snapshot>,
+    ) -> anyhow::Result<(Self, States)> {
+        let desired = inputs.compile(&snapshot)?;
+        let path: &Path = &inputs.kubepods.path;
+        let (attached, applied) = loaded.attach(path, &desired.tables, desired.may_remove)?;
+        let tables = attached.actual()?;
+        let state = AgentState {
+            node: inputs.node.clone(),
+            source: inputs.source.clone(),
+            snapshot,
+            desired: Arc::new(desired),
+            hooks: Arc::new(attached.hooks()),
+            usage: Arc::new(attached.usage(&tables)),
+            tables: Arc::new(tables),
+            refused: None,
+            warnings: applied.warnings.clone(),
+            applies: (1, 0),
+            synced: Instant::now(),
+            synced_at: jiff::Timestamp::now().as_duration().as_secs_f64(),
+            beat: boot_clock(),
+        };
+        let (publish, states) = watch::channel(Arc::new(state));
+        let mut enforcer = Self { inputs, attached, publish, told: BTreeSet::new() };
+        enforcer.log(&applied);
+        Ok((enforcer, states))
+    }
+
+    /// Starts everything that reports.
+    fn report(
+        &mut self,
+        tasks: &mut Tasks,
+        states: &States,
+        reader: CounterReader,
+        outlet: events::Outlet,
+        socket: tokio::net::UnixListener,
+        shutdown: &Shutdown,
+    ) -> anyhow::Result<()> {
+        let ring = self.attached.take_events();
+        let ring = ring.ok_or_else(|| anyhow::anyhow!("the event ring has a reader already"))?;
+        let (seen, until) = (states.clone(), shutdown.clone());
+        tasks.start("events", async move {
+            events::run(ring, reader, outlet, seen, until).await;
+            Ok(())
+        });
+        let (seen, until) = (states.clone(), shutdown.clone());
+        tasks.start("admin", async move { Ok(admin::serve(socket, seen, until).await?) });
+        if let Some(mut logger) = self.attached.take_logger() {
+            let mut until = shutdown.clone();
+            tasks.start("kernel log", async move {
+                loop {
+                    logger.flush();
+                    tokio::select! {
+                        () = until.requested() => return Ok(()),
+                        () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                    }
+                }
+            });
+        }
+        Ok(())
+    }
+
+    async fn follow(
+        mut self,
+        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        wake: Arc<Notify>,
+        mut shutdown: Shutdown,
+    ) -> anyhow::Result<()> {
+        let mut beats = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                () = shutdown.requested() => return Ok(()),
+                changed = snapshots.changed() => changed?,
+                () = wake.notified() => {}
+                _ = beats.tick() => {
+                    self.beat()?;
+                    continue;
+                }
+            }
+            let snapshot = Arc::clone(&snapshots.borrow_and_update());
+            self.apply(snapshot)?;
+        }
+    }
+
+    /// The sign of life, with a look at what is attached.
+    fn beat(&mut self) -> anyhow::Result<()> {
+        self.attached.beat()?;
+        let hooks = self.attached.hooks();
+        for hook in hooks.iter().filter(|hook| !hook.attached) {
+            if self.told.insert(format!("{}{}{}", hook.hook, hook.target, hook.detail)) {
+                tracing::warn!(
+                    hook = hook.hook,
+                    target = hook.target,
+                    detail = hook.detail,
+                    "hook is not attached"
+                );
+            }
+        }
+        self.publish.send_modify(|state| {
+            let state = Arc::make_mut(state);
+            state.beat = boot_clock();
+            state.hooks = Arc::new(hooks);
+        });
+        Ok(())
+    }
+
+    /// Compiles and applies. What does not fit leaves everything as it was.
+    fn apply(&mut self, snapshot: Arc<Snapshot>) -> anyhow::Result<()> {
+        let desired = match self.inputs.compile(&snapshot) {
+            Ok(desired) => desired,
+            // The node could not be read this time: the old policy stays, the next event asks
+            // again.
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "node not read; policy unchanged");
+                return Ok(());
+            }
+        };
+        let outcome = self.attached.apply(&desired.tables, desired.may_remove);
+        let refused = match &outcome {
+            Ok(applied) => {
+                self.log(applied);
+                None
+            }
+            Err(error) => {
+                tracing::error!(error = error.to_string(), "policy refused; the old one stays");
+                Some(error.to_string())
+            }
+        };
+        if let Err(error) = outcome
+            && !matches!(error, DatapathError::Refused(_))
+        {
+            return Err(error.into());
+        }
+        let tables = self.attached.actual()?;
+        let hooks = self.attached.hooks();
+        let usage = self.attached.usage(&tables);
+        self.publish.send_modify(|state| {
+            let state = Arc::make_mut(state);
+            if state.snapshot.revision != snapshot.revision {
+                state.synced = Instant::now();
+                state.synced_at = jiff::Timestamp::now().as_duration().as_secs_f64();
+            }
+            let (applied, rejected) = state.applies;
+            state.applies =
+                if refused.is_some() { (applied, rejected + 1) } else { (applied + 1, rejected) };
+            state.snapshot = snapshot;
+            state.desired = Arc::new(desired);
+            state.tables = Arc::new(tables);
+            state.hooks = Arc::new(hooks);
+            state.usage = Arc::new(usage);
+            state.refused = refused;
+        });
+        Ok(())
+    }
+
+    fn log(&mut self, applied: &Applied) {
+        if applied.put + applied.removed + applied.attached + applied.detached > 0 {
+            tracing::info!(
+                generation = applied.generation,
+                put = applied.put,
+                removed = applied.removed,
+                withheld = applied.withheld,
+                attached = applied.attached,
+                detached = applied.detached,
+                "policy applied"
+            );
+        }
+        for warning in &applied.warnings {
+            if self.told.insert(warning.clone()) {
+                tracing::warn!(warning, "interface not attached");
+            }
+        }
+    }
+}

@@ -1,1 +1,288 @@
-//! Placeholder, replaced by its owner.
+//! The agent's configuration file: what a node's operator knows and the registry does not say.
+//!
+//! Unknown keys are refused with their line and column: a misspelt limit must not pass for one
+//! that is in force. Flags and environment variables override the file.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use egress_common::Mode;
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::policy::ClusterConfig;
+use crate::registry::allowed_range;
+
+/// The file, every key optional.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct File {
+    /// Name of this node, as in `spec.nodeName`. Without it every pod of the registry is local.
+    pub node_name: Option<String>,
+    /// What happens to pods the agent has not learned: `audit` (default) or `enforce`.
+    pub unknown_pod: UnknownPod,
+    /// How long a silent agent's policy counts as fresh (`30s`); 0 for ever. Default 30s.
+    pub lease: Option<String>,
+    /// Facts of the cluster.
+    pub cluster: Cluster,
+    /// The HTTP listener for metrics and probes.
+    pub metrics: Metrics,
+    /// Events.
+    pub events: Events,
+}
+
+/// Verdict for pods the agent has not learned.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub enum UnknownPod {
+    /// Let through and reported.
+    #[default]
+    Audit,
+    /// Dropped, but for loopback and named resolvers.
+    Enforce,
+}
+
+/// Facts of the cluster.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Cluster {
+    /// Pod and service ranges, added to what Nodes and ServiceCIDRs say.
+    pub ranges: Vec<String>,
+    /// Node addresses or ranges of them, added to what Nodes say.
+    pub node_addresses: Vec<String>,
+    /// Metadata service addresses.
+    pub metadata_addresses: Vec<IpAddr>,
+    /// Ranges of the mesh's virtual addresses.
+    pub mesh_vip_ranges: Vec<IpNet>,
+    /// Remotes outside the cluster whose connections toward pods may be answered.
+    pub inbound_ranges: Vec<String>,
+    /// Namespaces whose pods no policy governs.
+    pub exempt_namespaces: Vec<String>,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        let v6 = |a, b, c, h| IpAddr::V6(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, h));
+        let net = |ip, len| IpNet::new(ip, len).unwrap_or_else(|_| IpNet::from(ip));
+        Self {
+            ranges: Vec::new(),
+            node_addresses: Vec::new(),
+            metadata_addresses: vec![
+                IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+                v6(0xfd00, 0x0ec2, 0, 0x254),
+            ],
+            mesh_vip_ranges: vec![
+                net(IpAddr::V4(Ipv4Addr::new(240, 240, 0, 0)), 16),
+                net(v6(0x2001, 2, 0, 0), 48),
+            ],
+            inbound_ranges: Vec::new(),
+            exempt_namespaces: vec!["kube-system".to_owned(), "istio-system".to_owned()],
+        }
+    }
+}
+
+/// The HTTP listener.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Address and port; 127.0.0.1:9464 by default.
+    pub address: Option<SocketAddr>,
+}
+
+/// Events.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Events {
+    /// `compact` or `ocsf`.
+    pub format: Option<EventFormat>,
+    /// `stdout`, or a file that is appended to.
+    pub output: Option<PathBuf>,
+}
+
+/// How events are written.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, clap::ValueEnum)]
+#[serde(rename_all = "camelCase")]
+pub enum EventFormat {
+    /// One line for people.
+    Compact,
+    /// One JSON object of OCSF class 4001.
+    #[default]
+    Ocsf,
+}
+
+/// Why the configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read configuration {path}: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no configuration.
+    #[error("configuration {path}{place}: {message}", path = path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// `:line:column`, where known.
+        place: String,
+        /// What was expected.
+        message: String,
+    },
+    /// A value cannot be meant.
+    #[error("configuration {path}: {message}", path = path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key and what is wrong with it.
+        message: String,
+    },
+}
+
+impl File {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When it cannot be read or is no configuration; line and column are named.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        serde_saphyr::from_str(text).map_err(|error| {
+            let place = error.location();
+            let place = place.map(|at| format!(":{}:{}", at.line(), at.column()));
+            let message = error.to_string();
+            let first = message.lines().next().unwrap_or_default().to_owned();
+            ConfigError::Parse {
+                path: path.to_owned(),
+                place: place.unwrap_or_default(),
+                message: first,
+            }
+        })
+    }
+
+    /// The cluster's facts, checked.
+    ///
+    /// # Errors
+    /// When a range cannot be meant.
+    pub fn cluster(&self, path: &Path) -> Result<ClusterConfig, ConfigError> {
+        let wrong = |message| ConfigError::Value { path: path.to_owned(), message };
+        let ranges = |key: &str, texts: &[String]| -> Result<Vec<IpNet>, ConfigError> {
+            let read = |(index, text): (usize, &String)| {
+                let field = format!("cluster.{key}[{index}]");
+                // A single address is a range of one.
+                match text.parse::<IpAddr>() {
+                    Ok(ip) => Ok(IpNet::from(ip)),
+                    Err(_) => allowed_range(&field, text),
+                }
+            };
+            texts.iter().enumerate().map(read).collect::<Result<_, _>>().map_err(wrong)
+        };
+        Ok(ClusterConfig {
+            ranges: ranges("ranges", &self.cluster.ranges)?,
+            node_addresses: ranges("nodeAddresses", &self.cluster.node_addresses)?,
+            metadata_addresses: self.cluster.metadata_addresses.clone(),
+            mesh_vip_ranges: self.cluster.mesh_vip_ranges.clone(),
+            inbound_ranges: ranges("inboundRanges", &self.cluster.inbound_ranges)?,
+            exempt_namespaces: self.cluster.exempt_namespaces.clone(),
+        })
+    }
+
+    /// The lease; zero for none.
+    ///
+    /// # Errors
+    /// When it is no span of time, or shorter than three heartbeats.
+    pub fn lease(&self, path: &Path) -> Result<Duration, ConfigError> {
+        let wrong = |message| ConfigError::Value { path: path.to_owned(), message };
+        let Some(text) = &self.lease else {
+            return Ok(Duration::from_secs(30));
+        };
+        let span = if text == "0" {
+            Ok(Duration::ZERO)
+        } else {
+            text.parse::<jiff::SignedDuration>()
+                .map_err(|error| error.to_string())
+                .and_then(|span| Duration::try_from(span).map_err(|error| error.to_string()))
+        };
+        match span {
+            Ok(span) if span.is_zero() || span >= Duration::from_secs(3) => Ok(span),
+            Ok(_) => Err(wrong(format!(
+                "lease: {text} is shorter than three heartbeats of one second; write 3s or more, \
+                 or 0 for none"
+            ))),
+            Err(error) => {
+                Err(wrong(format!("lease: `{text}` is no span of time like 30s: {error}")))
+            }
+        }
+    }
+
+    /// The mode of pods the agent has not learned.
+    pub const fn unknown_pod(&self) -> Mode {
+        match self.unknown_pod {
+            UnknownPod::Audit => Mode::Audit,
+            UnknownPod::Enforce => Mode::Enforce,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<File, ConfigError> {
+        File::parse(Path::new("agent.yaml"), text)
+    }
+
+    #[test]
+    fn an_empty_file_is_all_defaults() {
+        let file = parse("").unwrap();
+        let cluster = file.cluster(Path::new("agent.yaml")).unwrap();
+        assert_eq!(cluster.exempt_namespaces, ["kube-system", "istio-system"]);
+        assert_eq!(cluster.metadata_addresses.len(), 2);
+        assert_eq!(cluster.mesh_vip_ranges[0].to_string(), "240.240.0.0/16");
+        assert_eq!(cluster.mesh_vip_ranges[1].to_string(), "2001:2::/48");
+        assert_eq!(file.lease(Path::new("x")).unwrap(), Duration::from_secs(30));
+        assert_eq!(file.unknown_pod(), Mode::Audit);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_place() {
+        let error = parse("nodeName: a\nclustre:\n  ranges: []\n").unwrap_err().to_string();
+        assert!(error.starts_with("configuration agent.yaml:2:1"), "{error}");
+        assert!(error.contains("clustre"), "{error}");
+    }
+
+    #[test]
+    fn ranges_that_cannot_be_meant_are_refused_by_key() {
+        for (range, expected) in [
+            ("0.0.0.0/0", "wider than /8"),
+            ("10.0.0.1/8", "did you mean 10.0.0.0/8"),
+            ("127.0.0.0/8", "loopback"),
+            ("nonsense", "not a range"),
+        ] {
+            let file =
+                parse(&format!("cluster: {{ranges: [\"10.0.0.0/8\", \"{range}\"]}}")).unwrap();
+            let error = file.cluster(Path::new("agent.yaml")).unwrap_err().to_string();
+            assert!(error.contains("cluster.ranges[1]") && error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_lease_is_none_or_at_least_three_heartbeats() {
+        let lease =
+            |text: &str| parse(&format!("lease: \"{text}\"")).unwrap().lease(Path::new("x"));
+        assert_eq!(lease("0").unwrap(), Duration::ZERO);
+        assert_eq!(lease("90s").unwrap(), Duration::from_secs(90));
+        assert!(lease("1s").unwrap_err().to_string().contains("three heartbeats"));
+        assert!(lease("-5s").is_err() && lease("soon").is_err());
+    }
+}

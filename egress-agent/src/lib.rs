@@ -8,6 +8,7 @@ pub mod config;
 pub mod datapath;
 pub mod events;
 pub mod identity;
+pub mod lock;
 pub mod metrics;
 pub mod policy;
 pub mod registry;

@@ -1,1 +1,125 @@
-fn main() {}
+//! The command: arguments, logs, exit codes.
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use egress_agent::cli::client::{ask, encode};
+use egress_agent::cli::{Cli, Command, Doctor, Explain, LogFormat, Output, Query, exit, show};
+use egress_agent::datapath::{self, CheckStatus, Options};
+use egress_agent::policy::explain::Explanation;
+use egress_agent::{agent, lock};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
+        }
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("cannot start: {error}"));
+            return ExitCode::from(exit::FAILED);
+        }
+    };
+    let code = match cli.command {
+        Command::Run(run) => {
+            log_to_stderr(run.log_format);
+            runtime.block_on(agent::run(&run)).map_or_else(
+                |error| {
+                    complain(&error.to_string());
+                    error.exit_code()
+                },
+                |()| exit::OK,
+            )
+        }
+        Command::Explain(question) => answer(runtime.block_on(explain(&question))),
+        Command::Status(query) => answer(runtime.block_on(status(&query))),
+        Command::Doctor(doctor) => diagnose(&doctor),
+        Command::Uninstall(paths) => answer(uninstall(&paths)),
+    };
+    ExitCode::from(code)
+}
+
+async fn explain(question: &Explain) -> anyhow::Result<String> {
+    let (pod, destination) = (encode(&question.pod), encode(&question.destination));
+    let path = format!("/explain?pod={pod}&dest={destination}");
+    let value = ask(&question.query.run_dir, &path).await?;
+    Ok(match question.query.output {
+        Output::Json => serde_json::to_string_pretty(&value)?,
+        Output::Table => serde_json::from_value::<Explanation>(value)?.to_string(),
+    })
+}
+
+async fn status(query: &Query) -> anyhow::Result<String> {
+    let value = ask(&query.run_dir, "/status").await?;
+    Ok(match query.output {
+        Output::Json => serde_json::to_string_pretty(&value)?,
+        Output::Table => show::status(&value),
+    })
+}
+
+fn uninstall(paths: &egress_agent::cli::Datapath) -> anyhow::Result<String> {
+    let _lock = lock::Lock::take(&paths.run_dir)?;
+    let options = Options { bpffs: paths.bpffs.clone(), kernel_log: false, capacity: None };
+    let removed = datapath::uninstall(&options)?;
+    Ok(format!(
+        "removed {} links and {} programs and maps below {}; nothing is enforced on this node now",
+        removed.links,
+        removed.objects,
+        paths.bpffs.display()
+    ))
+}
+
+fn diagnose(doctor: &Doctor) -> u8 {
+    let bpffs = doctor.datapath.bpffs.clone();
+    let options = Options { bpffs, kernel_log: false, capacity: None };
+    let checks = datapath::preflight(&options, doctor.cgroup_root.as_deref());
+    let worst = checks.iter().map(|check| check.status).max();
+    let shown = match doctor.output {
+        Output::Table => Ok(show::checks(&checks)),
+        Output::Json => serde_json::to_string_pretty(&checks).map_err(Into::into),
+    };
+    let code = answer(shown);
+    match worst {
+        _ if code != exit::OK => code,
+        Some(CheckStatus::Fail) => exit::CANNOT_ENFORCE,
+        Some(CheckStatus::Warn) => exit::FAILED,
+        Some(CheckStatus::Ok) | None => exit::OK,
+    }
+}
+
+/// Prints an answer or a complaint; the exit code.
+fn answer(result: anyhow::Result<String>) -> u8 {
+    match result {
+        // A reader that has gone away is not our failure.
+        Ok(text) => {
+            let _ = writeln!(std::io::stdout(), "{text}");
+            exit::OK
+        }
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            exit::FAILED
+        }
+    }
+}
+
+fn complain(message: &str) {
+    let _ = writeln!(std::io::stderr(), "egress-agent: {message}");
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("EGRESS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => logs.init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}

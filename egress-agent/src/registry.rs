@@ -98,6 +98,15 @@ pub enum RegistryError {
     },
 }
 
+/// Reads a permanently allowed range by the rules of policies: canonical, of a sensible width, and
+/// not loopback, link-local or multicast.
+///
+/// # Errors
+/// The field with what is wrong about it.
+pub fn allowed_range(field: &str, text: &str) -> Result<ipnet::IpNet, String> {
+    range::read(field, text, range::Use::Allowed).map_err(|errors| errors.to_string())
+}
+
 /// Publishes a snapshot once everything was read, and another after every change, until shutdown.
 ///
 /// # Errors

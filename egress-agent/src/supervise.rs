@@ -79,9 +79,7 @@ impl Tasks {
                 tracing::info!("shutting down; enforcement stays");
                 Ok(())
             }
-            Some(Ok((name, Ok(())))) => Err(anyhow::anyhow!("task {name} ended unexpectedly")),
-            Some(Ok((name, Err(error)))) => Err(error.context(format!("task {name} failed"))),
-            Some(Err(error)) => Err(anyhow::anyhow!("a task panicked: {error}")),
+            Some(ended) => ending(ended),
         };
         trigger.request();
         let drained = async { while self.set.join_next().await.is_some() {} };
@@ -95,5 +93,30 @@ impl Tasks {
             _ = interrupt.recv() => tracing::warn!("second signal: aborting"),
         }
         outcome
+    }
+}
+
+impl Tasks {
+    /// Runs as part of another set: until shutdown is asked for, or the first task's end.
+    ///
+    /// # Errors
+    /// When a task ended by itself, failed or panicked.
+    pub async fn until(mut self, mut shutdown: Shutdown) -> anyhow::Result<()> {
+        tokio::select! {
+            () = shutdown.requested() => {
+                while self.set.join_next().await.is_some() {}
+                Ok(())
+            }
+            ended = self.set.join_next() => ended.map_or(Ok(()), ending),
+        }
+    }
+}
+
+/// An end nobody asked for, as an error.
+fn ending(ended: Result<Ending, tokio::task::JoinError>) -> anyhow::Result<()> {
+    match ended {
+        Ok((name, Ok(()))) => Err(anyhow::anyhow!("task {name} ended unexpectedly")),
+        Ok((name, Err(error))) => Err(error.context(format!("task {name} failed"))),
+        Err(error) => Err(anyhow::anyhow!("a task panicked: {error}")),
     }
 }

@@ -1,0 +1,88 @@
+//! One agent per node: an exclusive lock on a file in the run directory.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+/// Held for as long as it lives; a dead holder's lock is free.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+/// Why the lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody else has it.
+    #[error("another agent runs on this node (pid {pid}, lock {path}); nothing was changed", path = path.display())]
+    Held {
+        /// The holder, as it wrote itself down.
+        pid: String,
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The file cannot be used.
+    #[error("cannot lock {path}: {source}; make its directory writable or name another --run-dir", path = path.display())]
+    Unusable {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl Lock {
+    /// Takes the lock, or says who has it. Never waits.
+    ///
+    /// # Errors
+    /// When another agent has it or the file cannot be used.
+    pub fn take(run_dir: &Path) -> Result<Self, LockError> {
+        let path = run_dir.join("agent.lock");
+        let unusable = |source| LockError::Unusable { path: path.clone(), source };
+        fs::create_dir_all(run_dir).map_err(unusable)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(unusable)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut file) => {
+                let pid = std::process::id();
+                let written = file
+                    .set_len(0)
+                    .and_then(|()| file.rewind())
+                    .and_then(|()| write!(file, "{pid}"));
+                written.map_err(unusable)?;
+                Ok(Self { _file: file })
+            }
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let mut pid = String::new();
+                // Only for the message; an unreadable pid is an unknown one.
+                let _ = file.read_to_string(&mut pid);
+                let pid = if pid.is_empty() { "unknown".to_owned() } else { pid };
+                Err(LockError::Held { pid, path })
+            }
+            Err((_, errno)) => Err(unusable(errno.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_agent_is_told_who_holds_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Lock::take(dir.path()).unwrap();
+        let error = Lock::take(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&std::process::id().to_string()), "{error}");
+        drop(held);
+        Lock::take(dir.path()).unwrap();
+    }
+}
