@@ -1,0 +1,126 @@
+//! Running other programs: what is run is said, and a long silence is not mistaken for a hang.
+//!
+//! Everything goes to standard error; standard output belongs to the program a task is about.
+
+use std::io::{BufRead as _, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+/// How long a long step may be silent before a line says that it is still at work.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Lines shown of a quiet step that failed.
+const TAIL: usize = 30;
+
+/// What a long step's own lines become.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lines {
+    /// Shown, indented.
+    Shown,
+    /// Kept, and shown only if the step fails.
+    Kept,
+}
+
+/// Runs a command with our own streams, after saying which.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let line = describe(command);
+    eprintln!("$ {line}");
+    let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
+    if !status.success() {
+        bail!("`{line}` failed ({status})");
+    }
+    Ok(())
+}
+
+/// Runs a command and returns its standard output; what it said is part of the error.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let line = describe(command);
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{line}`"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("`{line}` failed ({}): {}", output.status, said.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a long command, with a heartbeat line whenever it is silent.
+pub(crate) fn run_long(what: &str, command: &mut Command, lines: Lines) -> Result<()> {
+    let description = describe(command);
+    let start = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{description}`"))?;
+    let (sender, receiver) = mpsc::channel();
+    forward(child.stdout.take(), sender.clone());
+    forward(child.stderr.take(), sender);
+    let mut said = Vec::new();
+    loop {
+        match receiver.recv_timeout(HEARTBEAT) {
+            Ok(line) if lines == Lines::Shown => eprintln!("    {line}"),
+            Ok(line) => said.push(line),
+            Err(RecvTimeoutError::Timeout) => {
+                eprintln!("    … {what}, {} s", start.elapsed().as_secs());
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for `{description}`"))?;
+    if !status.success() {
+        for line in said.iter().skip(said.len().saturating_sub(TAIL)) {
+            eprintln!("    {line}");
+        }
+        bail!("{what}: `{description}` failed ({status})");
+    }
+    Ok(())
+}
+
+/// Sends each line of `stream` until it ends; the thread ends with the stream.
+fn forward(stream: Option<impl Read + Send + 'static>, sender: Sender<String>) {
+    let Some(stream) = stream else { return };
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(stream);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if sender.send(text).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+}
+
+/// The command as one would type it.
+fn describe(command: &Command) -> String {
+    std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy())
+        .map(|word| if word.contains([' ', '*']) { format!("'{word}'") } else { word.into_owned() })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_command_is_named_with_what_it_said() {
+        let error = output(Command::new("sh").args(["-c", "echo broken >&2; exit 3"])).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("exit 3") && text.contains("broken"), "{text}");
+    }
+
+    #[test]
+    fn a_long_command_reads_both_streams_to_the_end() {
+        let script = "for i in $(seq 5000); do echo $i; echo $i >&2; done";
+        run_long("count", Command::new("sh").args(["-c", script]), Lines::Kept).unwrap();
+        assert!(run_long("fail", Command::new("sh").args(["-c", "exit 1"]), Lines::Kept).is_err());
+    }
+}
