@@ -1,5 +1,7 @@
 //! Load, attach, adopt, refuse, let go: against the running kernel. Needs root.
 
+#![expect(clippy::unwrap_used, reason = "a step that fails is a failed test")]
+
 mod node;
 
 use std::fs;

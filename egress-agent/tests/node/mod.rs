@@ -1,7 +1,6 @@
 //! A node made of the kernel's own parts: a bpffs, a `kubepods` cgroup, an interface pair into a
 //! namespace. Needs root and fails loudly without it; everything goes when it is dropped.
 #![allow(dead_code, reason = "each test binary uses its own part")]
-#![allow(clippy::unwrap_used, reason = "a node that cannot be made is a failed test")]
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
