@@ -21,6 +21,12 @@ pub enum IdentityError {
         /// Where it was looked for.
         root: PathBuf,
     },
+    /// The mounted hierarchy starts below the real root, whose levels the kernel counts.
+    #[error("{} is seen from inside a cgroup namespace: its level cannot be known", path.display())]
+    CgroupNamespace {
+        /// The `kubepods` directory.
+        path: PathBuf,
+    },
     /// A directory could not be read or watched.
     #[error("cgroup {}: {source}", path.display())]
     Cgroup {
@@ -46,6 +52,10 @@ impl IdentityError {
             Self::NoCgroup2 => "boot with the unified cgroup hierarchy (cgroup v2)",
             Self::NoKubepods { .. } => {
                 "start the kubelet first, or name the cgroup that holds kubepods with --cgroup-root"
+            }
+            Self::CgroupNamespace { .. } => {
+                "mount the host's /sys/fs/cgroup into the agent's container (hostPath), or run it \
+                 with the host's cgroup namespace"
             }
             Self::Cgroup { .. } => "mount the cgroup hierarchy into the agent's container",
             Self::Netlink { .. } => "give the agent CAP_NET_ADMIN and the host's network namespace",

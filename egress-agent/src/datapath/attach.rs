@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use egress_common::state::Config;
@@ -84,7 +85,7 @@ impl Loaded {
             has_tcx,
         };
         attached.link_cgroup()?;
-        attached.link_interfaces(tables, true, &mut applied)?;
+        attached.link_interfaces(true, &mut applied)?;
         attached.keep_programs()?;
         Ok((attached, applied))
     }
@@ -98,7 +99,7 @@ impl Attached {
     /// a write or link failed half-way, and the next apply finishes it from what is there.
     pub fn apply(&mut self, tables: &Tables, may_remove: bool) -> Result<Applied, DatapathError> {
         let mut applied = write(&mut self.maps, tables, may_remove)?;
-        self.link_interfaces(tables, false, &mut applied)?;
+        self.link_interfaces(false, &mut applied)?;
         Ok(applied)
     }
 
@@ -152,27 +153,27 @@ impl Attached {
 
     /// What is attached where, as the kernel says, compared with what this agent loaded.
     pub fn hooks(&self) -> Vec<HookStatus> {
-        let cgroup = CGROUP_HOOKS.into_iter().map(|hook| {
-            self.status(
-                hook,
-                &self.options.link_pin(hook.name),
-                self.kubepods.display().to_string(),
-            )
+        // Zero is no cgroup's id: a directory that is gone matches no link.
+        let id = fs::metadata(&self.kubepods).map_or(0, |directory| directory.ino());
+        let cgroup = CGROUP_HOOKS.into_iter().map(move |hook| {
+            let target = self.kubepods.display().to_string();
+            self.status(hook, &self.options.link_pin(hook.name), id, target)
         });
         let interfaces = pinned_interfaces(&self.options).unwrap_or_default();
         let interfaces = interfaces.into_iter().flat_map(|ifindex| {
             INTERFACE_HOOKS.into_iter().map(move |hook| {
                 let pin = interface_pin(&self.options, hook, ifindex);
-                self.status(hook, &pin, format!("ifindex {ifindex}"))
+                self.status(hook, &pin, u64::from(ifindex), format!("ifindex {ifindex}"))
             })
         });
         cgroup.chain(interfaces).collect()
     }
 
-    fn status(&self, hook: Hook, pin: &Path, target: String) -> HookStatus {
+    fn status(&self, hook: Hook, pin: &Path, on: u64, target: String) -> HookStatus {
         let detail = match sys::open_pin(pin).and_then(|fd| sys::link_info(fd.as_fd(), hook.name)) {
             Err(error) => error.to_string(),
             Ok(info) if info.target == 0 => "what it was attached to is gone".to_owned(),
+            Ok(info) if info.target != on => format!("attached to {} instead", info.target),
             Ok(info) if Some(info.program) != self.program(hook).map(|program| program.id) => {
                 format!("runs program {}, which this agent did not load", info.program)
             }
@@ -186,29 +187,21 @@ impl Attached {
     }
 
     fn link_cgroup(&self) -> Result<(), DatapathError> {
-        let opened = fs::File::open(&self.kubepods);
-        let directory: OwnedFd = opened
-            .map_err(|source| SysError {
-                call: "open",
-                object: self.kubepods.display().to_string(),
-                source,
-            })?
-            .into();
+        let failed =
+            |source| SysError { call: "open", object: self.kubepods.display().to_string(), source };
+        let directory = fs::File::open(&self.kubepods).map_err(failed)?;
+        let id = directory.metadata().map_err(failed)?.ino();
         for hook in CGROUP_HOOKS {
-            let target = sys::Target::Cgroup(directory.as_fd());
+            let target = sys::Target::Cgroup { directory: directory.as_fd(), id };
             self.ensure(hook, target, &self.options.link_pin(hook.name), true)?;
         }
         Ok(())
     }
 
-    /// Attaches every interface of `tables` and lets go of pinned ones that are no longer in it.
-    /// With `replace`, links that exist get this agent's programs.
-    fn link_interfaces(
-        &self,
-        tables: &Tables,
-        replace: bool,
-        applied: &mut Applied,
-    ) -> Result<(), DatapathError> {
+    /// Attaches every interface the kernel's table holds, entries an incomplete snapshot could
+    /// not take away included, and lets go of pinned ones that are no longer in it. With
+    /// `replace`, links that exist get this agent's programs.
+    fn link_interfaces(&self, replace: bool, applied: &mut Applied) -> Result<(), DatapathError> {
         if !self.has_tcx {
             applied.warnings.push(
                 "this kernel has no tcx (Linux 6.6 or a vendor's backport): the boundary at the \
@@ -218,18 +211,21 @@ impl Attached {
             return Ok(());
         }
         let present = pinned_interfaces(&self.options)?;
-        for ifindex in tables.interfaces.keys() {
+        let wanted = self.maps.interfaces()?;
+        for ifindex in &wanted {
+            let mut held = true;
             for hook in INTERFACE_HOOKS {
                 let pin = interface_pin(&self.options, hook, *ifindex);
                 let target = sys::Target::Interface(*ifindex);
                 if let Err(error) = self.ensure(hook, target, &pin, replace) {
+                    held = false;
                     applied.warnings.push(format!("ifindex {ifindex}: {error}"));
                 }
             }
-            applied.attached += usize::from(!present.contains(ifindex));
+            applied.attached += usize::from(held && !present.contains(ifindex));
         }
         for ifindex in present {
-            if !tables.interfaces.contains_key(&ifindex) && applied.withheld == 0 {
+            if !wanted.contains(&ifindex) {
                 for hook in INTERFACE_HOOKS {
                     unlink(&interface_pin(&self.options, hook, ifindex))?;
                 }
@@ -253,10 +249,11 @@ impl Attached {
         let what = pin.display().to_string();
         match sys::open_pin(pin) {
             Ok(link) => {
-                if self.adopt(program, &link, &what, replace)? {
+                if self.adopt(program, &link, target, &what, replace)? {
                     return Ok(());
                 }
-                // What the link was on is gone: the pin is an empty shell.
+                // The link is on something that is gone, or on another cgroup than the one pods
+                // are in now: what it holds is nothing of ours any more.
                 unlink(pin)?;
             }
             Err(error) if error.errno() == libc::ENOENT => {}
@@ -266,16 +263,17 @@ impl Attached {
         sys::pin(link.as_fd(), pin)
     }
 
-    /// Gives a pinned link this agent's program; false when the link is defunct.
+    /// Gives a pinned link this agent's program; false when the link is not on its target.
     fn adopt(
         &self,
         program: &Program,
         link: &OwnedFd,
+        target: sys::Target<'_>,
         what: &str,
         replace: bool,
     ) -> Result<bool, SysError> {
         let info = sys::link_info(link.as_fd(), what)?;
-        if info.target == 0 {
+        if info.target != target.id() {
             return Ok(false);
         }
         if info.program == program.id || !replace {

@@ -162,9 +162,10 @@ pub fn diff(
     Ok(plan)
 }
 
-/// A governed pod that would be governed no more.
+/// A governed pod that would be governed no more. A cgroup or interface that has become another
+/// pod's says nothing about the old one.
 fn freed(old: &Pod, new: &Pod) -> bool {
-    old.policy != PolicyId::NONE && new.policy == PolicyId::NONE
+    old.id == new.id && old.policy != PolicyId::NONE && new.policy == PolicyId::NONE
 }
 
 /// A policy whose mode would be lowered.

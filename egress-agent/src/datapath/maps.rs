@@ -1,12 +1,12 @@
 //! The pinned maps, typed; reading them back and writing a plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError};
 use egress_common::key::{AddressKey, ExactKey, ExceptionKey, PolicyId, RangeKey};
-use egress_common::state::{Config, Exact, Exception, Pod, Policy, Range};
+use egress_common::state::{Config, Exact, Exception, Pod, Policy, Range, range};
 
 use super::DatapathError;
 use super::diff::{Capacities, Plan, TableDiff};
@@ -97,15 +97,17 @@ impl Maps {
         })
     }
 
-    /// Writes a plan: what entries refer to before the entries, the configuration last; then
-    /// removals in the opposite order.
+    /// Writes a plan; then removes in the opposite order.
+    ///
+    /// No moment between allows more than the state before or after: denials inside a prefix are
+    /// there before the prefix allows and leave after it, an address is known as a gateway's only
+    /// once its endpoints are in, pods come after the policy they name, the configuration last.
     pub(super) fn write(&mut self, plan: &Plan) -> Result<(), DatapathError> {
-        for ((bits, key), range) in &plan.ranges.put {
-            in_map("RANGES", self.ranges.insert(&Key::new(*bits, *key), *range, 0))?;
-        }
+        self.put_ranges(plan, only_denies)?;
         put("EXCEPTIONS", &mut self.exceptions, &plan.exceptions)?;
-        put("ADDRESSES", &mut self.addresses, &plan.addresses)?;
         put("EXACT", &mut self.exact, &plan.exact)?;
+        put("ADDRESSES", &mut self.addresses, &plan.addresses)?;
+        self.put_ranges(plan, |range| !only_denies(range))?;
         put("POLICIES", &mut self.policies, &plan.policies)?;
         put("PODS", &mut self.pods, &plan.pods)?;
         put("INTERFACES", &mut self.interfaces, &plan.interfaces)?;
@@ -115,19 +117,39 @@ impl Maps {
         remove("INTERFACES", &mut self.interfaces, &plan.interfaces)?;
         remove("PODS", &mut self.pods, &plan.pods)?;
         remove("POLICIES", &mut self.policies, &plan.policies)?;
-        remove("EXACT", &mut self.exact, &plan.exact)?;
-        remove("ADDRESSES", &mut self.addresses, &plan.addresses)?;
-        remove("EXCEPTIONS", &mut self.exceptions, &plan.exceptions)?;
         for (bits, key) in &plan.ranges.remove {
             absent_is_removed("RANGES", self.ranges.remove(&Key::new(*bits, *key)))?;
         }
+        remove("ADDRESSES", &mut self.addresses, &plan.addresses)?;
+        remove("EXACT", &mut self.exact, &plan.exact)?;
+        remove("EXCEPTIONS", &mut self.exceptions, &plan.exceptions)
+    }
+
+    fn put_ranges(
+        &mut self,
+        plan: &Plan,
+        chosen: impl Fn(&Range) -> bool,
+    ) -> Result<(), DatapathError> {
+        for ((bits, key), value) in plan.ranges.put.iter().filter(|(_, value)| chosen(value)) {
+            in_map("RANGES", self.ranges.insert(&Key::new(*bits, *key), *value, 0))?;
+        }
         Ok(())
+    }
+
+    /// Indices of the interfaces the kernel knows a pod for.
+    pub(super) fn interfaces(&self) -> Result<BTreeSet<u32>, DatapathError> {
+        in_map("INTERFACES", self.interfaces.keys().collect())
     }
 
     /// The agent's sign of life.
     pub(super) fn beat(&mut self, now: u64) -> Result<(), DatapathError> {
         in_map("HEARTBEAT", self.heartbeat.set(0, now, 0))
     }
+}
+
+/// A prefix under which nothing becomes reachable.
+const fn only_denies(value: &Range) -> bool {
+    value.kinds & (range::CLUSTER | range::INBOUND) == 0 && value.exceptions == 0
 }
 
 fn put<K: aya::Pod, V: aya::Pod>(

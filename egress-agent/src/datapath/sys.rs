@@ -36,10 +36,25 @@ impl SysError {
 /// Where a link attaches.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Target<'a> {
-    /// A cgroup directory. Links on cgroups always share the hook with others (Linux 5.7).
-    Cgroup(BorrowedFd<'a>),
+    /// A cgroup. Links on cgroups always share the hook with others (Linux 5.7).
+    Cgroup {
+        /// Its directory, open.
+        directory: BorrowedFd<'a>,
+        /// Its id: the directory's inode number.
+        id: u64,
+    },
     /// The head of an interface's tcx chain (Linux 6.6).
     Interface(u32),
+}
+
+impl Target<'_> {
+    /// What [`LinkInfo::target`] says of a live link here.
+    pub(super) fn id(self) -> u64 {
+        match self {
+            Self::Cgroup { id, .. } => id,
+            Self::Interface(index) => u64::from(index),
+        }
+    }
 }
 
 const BPF_F_REPLACE: u32 = 1 << 2;
@@ -88,7 +103,7 @@ pub(super) fn create_link(
         revision: u64,
     }
     let (target, flags) = match target {
-        Target::Cgroup(fd) => (fd.as_raw_fd().cast_unsigned(), 0),
+        Target::Cgroup { directory, .. } => (directory.as_raw_fd().cast_unsigned(), 0),
         // Before nothing in particular: the head of the chain.
         Target::Interface(index) => (index, BPF_F_BEFORE),
     };

@@ -91,15 +91,26 @@ fn mounted() -> Option<PathBuf> {
 }
 
 /// Levels between the hierarchy's root and `path`.
+///
+/// The kernel counts from the real root. Inside a cgroup namespace the mounted root is not that
+/// one, and the walk would go on into the file system around it, where other roots have inode 1.
 fn level(path: &Path) -> Result<u32, IdentityError> {
-    for (level, ancestor) in (0..).zip(path.ancestors()) {
+    let failed = |source| IdentityError::Cgroup { path: path.to_owned(), source };
+    let path = fs::canonicalize(path).map_err(failed)?;
+    let mut upward = Vec::new();
+    for ancestor in path.ancestors() {
         let metadata = fs::metadata(ancestor)
             .map_err(|source| IdentityError::Cgroup { path: ancestor.to_owned(), source })?;
-        if metadata.ino() == ROOT_INODE {
-            return Ok(level);
-        }
+        upward.push((metadata.dev(), metadata.ino()));
     }
-    Err(IdentityError::NoCgroup2)
+    steps_to_root(&upward).ok_or(IdentityError::CgroupNamespace { path })
+}
+
+/// Steps from the first of these (device, inode) pairs up to the root of its own hierarchy.
+fn steps_to_root(upward: &[(u64, u64)]) -> Option<u32> {
+    let (device, _) = upward.first()?;
+    let hierarchy = upward.iter().take_while(|(other, _)| other == device);
+    (0..).zip(hierarchy).find_map(|(level, (_, inode))| (*inode == ROOT_INODE).then_some(level))
 }
 
 /// The pod UID in a cgroup directory's name: `…-pod<UID>.slice` with underscores (systemd), or
@@ -182,6 +193,14 @@ mod tests {
         {
             assert_eq!(pod_uid(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn a_level_is_never_counted_past_the_hierarchy() {
+        assert_eq!(steps_to_root(&[(7, 90), (7, 80), (7, 1), (3, 1)]), Some(2));
+        // In a cgroup namespace the mounted root is no real one, but the root of `/sys` above
+        // it has inode 1 as well.
+        assert_eq!(steps_to_root(&[(7, 90), (7, 80), (3, 9), (3, 1)]), None);
     }
 
     #[test]

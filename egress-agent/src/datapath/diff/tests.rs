@@ -107,6 +107,17 @@ fn an_incomplete_snapshot_takes_nothing_away() {
 }
 
 #[test]
+fn a_reused_interface_is_its_new_pods() {
+    let mut held = Tables::default();
+    held.interfaces.insert(3, pod(1));
+    let mut desired = Tables::default();
+    desired.interfaces.insert(3, Pod { id: PodId(2), ..pod(0) });
+    let plan = diff(&held, &desired, false, &ROOM).unwrap();
+    assert_eq!(plan.withheld, 0);
+    assert_eq!(after(held, &plan).interfaces, desired.interfaces);
+}
+
+#[test]
 fn an_incomplete_snapshot_may_still_tighten() {
     let mut held = Tables::default();
     held.policies.insert(PolicyId(1), policy(Mode::Audit));

@@ -1,0 +1,106 @@
+//! Pods found by real cgroups and real interfaces. Needs root.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a failed test")]
+
+mod node;
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use egress_agent::identity::cgroup::{self, Kubepods};
+use egress_agent::identity::link;
+use egress_agent::supervise;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use node::{CgroupRoot, MAC, Pair};
+
+const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+const STATIC: &str = "d41d8cd98f00b204e9800998ecf8427e";
+
+/// Directories between the hierarchy's root and `path`.
+fn depth(path: &Path) -> u32 {
+    let root = std::fs::metadata(node::cgroup2()).unwrap();
+    assert_eq!(root.ino(), 1, "the tests run in the initial cgroup namespace");
+    let below = path.strip_prefix(node::cgroup2()).unwrap();
+    below.components().count().try_into().unwrap()
+}
+
+#[test]
+fn pods_of_the_systemd_driver_are_found_with_their_cgroup_ids() {
+    let root = CgroupRoot::create();
+    let underscored = UUID.replace('-', "_");
+    let burstable = "kubepods.slice/kubepods-burstable.slice";
+    let (_, pod) = root.make(&format!("{burstable}/kubepods-burstable-pod{underscored}.slice"));
+    let (_, guaranteed) = root.make(&format!("kubepods.slice/kubepods-pod{STATIC}.slice"));
+
+    let kubepods = Kubepods::find(Some(root.path())).unwrap();
+    assert_eq!(kubepods.path, root.path().join("kubepods.slice"));
+    assert_eq!(kubepods.level, depth(&kubepods.path));
+    let pods = kubepods.pods().unwrap();
+    assert_eq!(pods, [(UUID.to_owned(), pod), (STATIC.to_owned(), guaranteed)].into());
+}
+
+#[test]
+fn a_missing_kubepods_says_what_to_do() {
+    let root = CgroupRoot::create();
+    let error = Kubepods::find(Some(root.path())).unwrap_err();
+    assert!(error.remedy().contains("--cgroup-root"), "{error}");
+}
+
+#[tokio::test]
+async fn a_new_pod_wakes_even_in_a_class_that_came_later() {
+    let root = CgroupRoot::create();
+    root.make("kubepods");
+    let kubepods = Kubepods::find(Some(root.path())).unwrap();
+    let (trigger, shutdown) = supervise::pair();
+    let wake = Arc::new(Notify::new());
+    let watching = cgroup::watch(kubepods.clone(), Arc::clone(&wake), shutdown);
+    let check = async {
+        let woken = || timeout(Duration::from_secs(5), wake.notified());
+        woken().await.expect("wakes once at the start");
+        root.make("kubepods/besteffort");
+        woken().await.expect("wakes for the class");
+        root.make(&format!("kubepods/besteffort/pod{UUID}"));
+        woken().await.expect("wakes for the pod");
+        assert!(kubepods.pods().unwrap().contains_key(UUID));
+        trigger.request();
+    };
+    let (watched, ()) = tokio::join!(watching, check);
+    watched.unwrap();
+}
+
+#[test]
+fn the_pods_side_of_a_pair_is_read_from_outside() {
+    let pair = Pair::create();
+    let links = link::links().unwrap();
+    let found = links.iter().find(|link| link.ifindex == pair.ifindex()).expect("the pair");
+    assert_eq!(found.name, pair.host);
+    assert_eq!(found.mac, MAC);
+    let wanted: [std::net::IpAddr; 2] = ["192.0.2.9", "2001:db8::9"].map(|ip| ip.parse().unwrap());
+    assert_eq!(found.ips, wanted, "link-local addresses are nobody's");
+}
+
+#[tokio::test]
+async fn a_new_interface_wakes_and_wakes_again_for_its_addresses() {
+    let (trigger, shutdown) = supervise::pair();
+    let wake = Arc::new(Notify::new());
+    let watching = link::watch(Arc::clone(&wake), shutdown);
+    let check = async {
+        wake.notified().await;
+        let pair = Pair::create();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        loop {
+            tokio::time::timeout_at(deadline, wake.notified()).await.expect("wakes");
+            let links = link::links().unwrap();
+            if links.iter().any(|link| link.name == pair.host && link.ips.len() == 2) {
+                break;
+            }
+        }
+        trigger.request();
+    };
+    let (watched, ()) = tokio::join!(watching, check);
+    watched.unwrap();
+}
