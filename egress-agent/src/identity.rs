@@ -1,1 +1,54 @@
-//! Placeholder, replaced by its owner.
+//! Which cgroup and which interface belong to which pod, from kernel truth alone.
+//!
+//! Cgroups are found by the pod UID in their name, interfaces by the addresses inside the
+//! namespace they lead to. Nothing here reads `/proc`, a container runtime's socket or an
+//! interface's name.
+
+pub mod cgroup;
+pub mod link;
+
+use std::path::PathBuf;
+
+/// Why the node could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// There is no cgroup v2 hierarchy.
+    #[error("no cgroup v2 hierarchy is mounted")]
+    NoCgroup2,
+    /// There is no `kubepods` cgroup.
+    #[error("no kubepods cgroup below {}", root.display())]
+    NoKubepods {
+        /// Where it was looked for.
+        root: PathBuf,
+    },
+    /// A directory could not be read or watched.
+    #[error("cgroup {}: {source}", path.display())]
+    Cgroup {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A netlink exchange failed.
+    #[error("netlink {request}: {source}")]
+    Netlink {
+        /// What was asked.
+        request: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+impl IdentityError {
+    /// What to do about it.
+    pub const fn remedy(&self) -> &'static str {
+        match self {
+            Self::NoCgroup2 => "boot with the unified cgroup hierarchy (cgroup v2)",
+            Self::NoKubepods { .. } => {
+                "start the kubelet first, or name the cgroup that holds kubepods with --cgroup-root"
+            }
+            Self::Cgroup { .. } => "mount the cgroup hierarchy into the agent's container",
+            Self::Netlink { .. } => "give the agent CAP_NET_ADMIN and the host's network namespace",
+        }
+    }
+}

@@ -139,6 +139,8 @@ pub struct Snapshot {
     pub slices: Vec<Slice>,
     /// Nodes.
     pub nodes: BTreeMap<String, Node>,
+    /// Ranges of `ServiceCIDR` objects.
+    pub service_ranges: Vec<IpNet>,
     /// Valid policies, by name.
     pub policies: BTreeMap<String, EgressPolicy>,
     /// Valid exceptions, by name.

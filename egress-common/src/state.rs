@@ -392,10 +392,8 @@ impl Subject {
     /// What a reason becomes for this subject: the source guard has a mode of its own.
     #[inline(always)]
     pub const fn verdict(&self, reason: Reason) -> Verdict {
-        match reason {
-            Reason::SpoofedSource => self.guard.verdict(reason),
-            _ => self.mode.verdict(reason),
-        }
+        let mode = if matches!(reason, Reason::SpoofedSource) { self.guard } else { self.mode };
+        mode.verdict(reason)
     }
 }
 

@@ -35,7 +35,7 @@ const CGROUP_DENY: i32 = 0;
 
 /// TCX ingress of the host side of a pod's veth: everything the pod sends. The boundary.
 #[classifier]
-pub fn pod_egress(ctx: TcContext) -> i32 {
+pub(crate) fn pod_egress(ctx: TcContext) -> i32 {
     match packet::pod_egress(&ctx) {
         Verdict::Allow | Verdict::Audit => TCX_NEXT,
         Verdict::Drop => TCX_DROP,
@@ -44,14 +44,14 @@ pub fn pod_egress(ctx: TcContext) -> i32 {
 
 /// TCX egress of the same veth: everything that reaches the pod. Tracks, never drops.
 #[classifier]
-pub fn pod_ingress(ctx: TcContext) -> i32 {
+pub(crate) fn pod_ingress(ctx: TcContext) -> i32 {
     packet::pod_ingress(&ctx);
     TCX_NEXT
 }
 
 /// `cgroup_skb/egress` at `kubepods`: every packet of a socket that belongs to a pod.
 #[cgroup_skb]
-pub fn wall(ctx: SkBuffContext) -> i32 {
+pub(crate) fn wall(ctx: SkBuffContext) -> i32 {
     match packet::wall(&ctx) {
         Verdict::Allow | Verdict::Audit => CGROUP_ALLOW,
         Verdict::Drop => CGROUP_DENY,
@@ -60,25 +60,25 @@ pub fn wall(ctx: SkBuffContext) -> i32 {
 
 /// `connect(2)` to an IPv4 address.
 #[cgroup_sock_addr(connect4)]
-pub fn connect4(ctx: SockAddrContext) -> i32 {
+pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
     socket(&ctx, Hook::Connect4)
 }
 
 /// `connect(2)` to an IPv6 address, IPv4-mapped ones included.
 #[cgroup_sock_addr(connect6)]
-pub fn connect6(ctx: SockAddrContext) -> i32 {
+pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     socket(&ctx, Hook::Connect6)
 }
 
 /// `sendmsg(2)` with an IPv4 address, from an IPv6 socket with a mapped one too.
 #[cgroup_sock_addr(sendmsg4)]
-pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
     socket(&ctx, Hook::Sendmsg4)
 }
 
 /// `sendmsg(2)` with an IPv6 address.
 #[cgroup_sock_addr(sendmsg6)]
-pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
     socket(&ctx, Hook::Sendmsg6)
 }
 

@@ -1,0 +1,193 @@
+//! From the object to programs and maps in the kernel, with nothing attached yet.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use aya::maps::MapInfo;
+use aya::programs::{CgroupSkb, CgroupSockAddr, ProgramError, SchedClassifier};
+use aya::{Ebpf, EbpfLoader};
+use aya_obj::generated::bpf_attach_type;
+
+use super::maps::Maps;
+use super::{DatapathError, EventRing, Options, make_dir, object, sys};
+
+/// One kernel program and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hook {
+    /// Name of the program and of its pins.
+    pub(super) name: &'static str,
+    /// Attach point.
+    pub(super) attach: bpf_attach_type,
+}
+
+/// The hooks attached once, at `kubepods`. The wall comes first: it is what protects.
+pub(super) const CGROUP_HOOKS: [Hook; 5] = [
+    Hook { name: "wall", attach: bpf_attach_type::BPF_CGROUP_INET_EGRESS },
+    Hook { name: "connect4", attach: bpf_attach_type::BPF_CGROUP_INET4_CONNECT },
+    Hook { name: "connect6", attach: bpf_attach_type::BPF_CGROUP_INET6_CONNECT },
+    Hook { name: "sendmsg4", attach: bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG },
+    Hook { name: "sendmsg6", attach: bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG },
+];
+
+/// The hooks attached to every pod's interface. Replies are tracked before anything is dropped.
+pub(super) const INTERFACE_HOOKS: [Hook; 2] = [
+    Hook { name: "pod_ingress", attach: bpf_attach_type::BPF_TCX_EGRESS },
+    Hook { name: "pod_egress", attach: bpf_attach_type::BPF_TCX_INGRESS },
+];
+
+/// Maps that outlive the agent.
+pub(super) const PINNED: [&str; 15] = [
+    "CONFIG",
+    "HEARTBEAT",
+    "POLICIES",
+    "PODS",
+    "INTERFACES",
+    "EXACT",
+    "ADDRESSES",
+    "RANGES",
+    "EXCEPTIONS",
+    "REPLIES",
+    "COUNTERS",
+    "NODE_COUNTERS",
+    "LOSSES",
+    "SEEN",
+    "EVENTS",
+];
+
+/// Maps whose size [`Options::capacity`] overrides.
+const SIZED: [&str; 3] = ["EXACT", "ADDRESSES", "RANGES"];
+
+/// A loaded program.
+pub(super) struct Program {
+    pub(super) hook: Hook,
+    pub(super) fd: OwnedFd,
+    /// The kernel's id of it.
+    pub(super) id: u32,
+}
+
+/// Reader of the programs' debug lines.
+pub type Logger = aya_log::EbpfLogger<&'static dyn log::Log>;
+
+/// Programs and maps in the kernel; nothing holds traffic yet.
+pub struct Loaded {
+    pub(super) options: Options,
+    pub(super) maps: Maps,
+    pub(super) programs: Vec<Program>,
+    pub(super) events: EventRing,
+    pub(super) logger: Option<Logger>,
+}
+
+impl Loaded {
+    /// Loads all programs, on the pinned maps where there are any.
+    ///
+    /// # Errors
+    /// When the pins cannot be used, a pinned map has another shape, or the kernel refuses the
+    /// object. Nothing that is already attached is touched.
+    pub fn load(options: &Options) -> Result<Self, DatapathError> {
+        let root = &options.bpffs;
+        for dir in ["maps", "progs"] {
+            make_dir(&options.schema().join(dir), root)?;
+        }
+        make_dir(&options.interface_pins(), root)?;
+        verify_pinned(options)?;
+
+        let pins: Vec<_> = PINNED.iter().map(|map| (*map, options.map_pin(map))).collect();
+        let kernel_log = u8::from(options.kernel_log);
+        let mut loader = EbpfLoader::new();
+        for (map, path) in &pins {
+            loader.map_pin_path(map, path.as_path());
+        }
+        if let Some(capacity) = options.capacity {
+            for map in SIZED {
+                loader.map_max_entries(map, capacity);
+            }
+        }
+        loader.override_global("KERNEL_LOG", &kernel_log, true);
+        let mut ebpf = loader.load(object()).map_err(|source| load_error("object", source))?;
+
+        let programs = CGROUP_HOOKS
+            .into_iter()
+            .chain(INTERFACE_HOOKS)
+            .map(|hook| load_program(&mut ebpf, hook))
+            .collect::<Result<Vec<_>, _>>()?;
+        let logger = if options.kernel_log {
+            let logger = aya_log::EbpfLogger::init_with_logger(&mut ebpf, log::logger());
+            Some(logger.map_err(|source| load_error("map AYA_LOGS", source))?)
+        } else {
+            None
+        };
+        let maps = Maps::take(&mut ebpf)?;
+        let events = EventRing::take(&mut ebpf)?;
+        Ok(Self { options: options.clone(), maps, programs, events, logger })
+    }
+}
+
+fn load_error<E>(what: &str, source: E) -> DatapathError
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    DatapathError::Load { what: what.to_owned(), source: Box::new(source) }
+}
+
+fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<Program, DatapathError> {
+    let name = hook.name;
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| DatapathError::Missing { what: format!("program {name}") })?;
+    let failed = |source: ProgramError| load_error(&format!("program {name}"), source);
+    if INTERFACE_HOOKS.iter().any(|other| other.name == name) {
+        let classifier: &mut SchedClassifier = program.try_into().map_err(failed)?;
+        classifier.load().map_err(failed)?;
+    } else if name == "wall" {
+        let wall: &mut CgroupSkb = program.try_into().map_err(failed)?;
+        wall.load().map_err(failed)?;
+    } else {
+        let socket: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
+        socket.load().map_err(failed)?;
+    }
+    let id = program.info().map_err(failed)?.id();
+    let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+    let fd = fd.map_err(|source| load_error(&format!("program {name}"), source))?;
+    Ok(Program { hook, fd, id })
+}
+
+/// aya 0.14 hands out whatever a pin holds; a map of another shape would be read past its end.
+fn verify_pinned(options: &Options) -> Result<(), DatapathError> {
+    let parsed = aya_obj::Object::parse(object()).map_err(|source| load_error("object", source))?;
+    for map in PINNED {
+        let path = options.map_pin(map);
+        if !path.exists() {
+            continue;
+        }
+        let wanted = parsed
+            .maps
+            .get(map)
+            .ok_or_else(|| DatapathError::Missing { what: format!("map {map}") })?;
+        let found = pinned_info(&path, map)?;
+        let sized = options.capacity.filter(|_| SIZED.contains(&map));
+        let entries = sized.unwrap_or_else(|| wanted.max_entries());
+        let kind = found.map_type().map_err(|source| DatapathError::Map { map, source })?;
+        for (field, found, expected) in [
+            ("type", u64::from(kind as u32), u64::from(wanted.map_type())),
+            ("key size", u64::from(found.key_size()), u64::from(wanted.key_size())),
+            ("value size", u64::from(found.value_size()), u64::from(wanted.value_size())),
+            ("size", u64::from(found.max_entries()), u64::from(entries)),
+            ("flags", u64::from(found.map_flags()), u64::from(wanted.map_flags())),
+        ] {
+            if found != expected {
+                let map = map.to_owned();
+                return Err(DatapathError::MapShape { map, field, found, expected });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn pinned_info(path: &Path, map: &'static str) -> Result<MapInfo, DatapathError> {
+    MapInfo::from_pin(path).map_err(|source| DatapathError::Map { map, source })
+}
+
+/// Opens the program an earlier agent pinned for a hook, which is the one a link runs.
+pub(super) fn pinned_program(options: &Options, hook: &str) -> Option<OwnedFd> {
+    sys::open_pin(&options.program_pin(hook)).ok()
+}

@@ -1,0 +1,160 @@
+//! The pinned maps, typed; reading them back and writing a plan.
+
+use std::collections::BTreeMap;
+
+use aya::Ebpf;
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError};
+use egress_common::key::{AddressKey, ExactKey, ExceptionKey, PolicyId, RangeKey};
+use egress_common::state::{Config, Exact, Exception, Pod, Policy, Range};
+
+use super::DatapathError;
+use super::diff::{Capacities, Plan, TableDiff};
+use crate::policy::Tables;
+
+/// The maps the agent writes.
+pub(super) struct Maps {
+    config: Array<MapData, Config>,
+    heartbeat: Array<MapData, u64>,
+    policies: HashMap<MapData, PolicyId, Policy>,
+    pods: HashMap<MapData, u64, Pod>,
+    interfaces: HashMap<MapData, u32, Pod>,
+    exact: HashMap<MapData, ExactKey, Exact>,
+    addresses: HashMap<MapData, AddressKey, u32>,
+    ranges: LpmTrie<MapData, RangeKey, Range>,
+    exceptions: HashMap<MapData, ExceptionKey, Exception>,
+    capacities: Capacities,
+}
+
+/// Takes a map out of the object in its type.
+pub(super) fn take<T>(ebpf: &mut Ebpf, map: &'static str) -> Result<T, DatapathError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let taken =
+        ebpf.take_map(map).ok_or_else(|| DatapathError::Missing { what: format!("map {map}") })?;
+    T::try_from(taken).map_err(|source| DatapathError::Map { map, source })
+}
+
+fn in_map<T>(map: &'static str, result: Result<T, MapError>) -> Result<T, DatapathError> {
+    result.map_err(|source| DatapathError::Map { map, source })
+}
+
+/// Entries a hash or trie has room for.
+fn capacity(ebpf: &Ebpf, map: &'static str) -> Result<usize, DatapathError> {
+    let info = match ebpf.map(map) {
+        Some(Map::HashMap(data) | Map::LpmTrie(data)) => data.info(),
+        _ => return Err(DatapathError::Missing { what: format!("hash or trie {map}") }),
+    };
+    Ok(in_map(map, info)?.max_entries() as usize)
+}
+
+impl Maps {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        let capacities = Capacities {
+            policies: capacity(ebpf, "POLICIES")?,
+            pods: capacity(ebpf, "PODS")?,
+            interfaces: capacity(ebpf, "INTERFACES")?,
+            exact: capacity(ebpf, "EXACT")?,
+            addresses: capacity(ebpf, "ADDRESSES")?,
+            ranges: capacity(ebpf, "RANGES")?,
+            exceptions: capacity(ebpf, "EXCEPTIONS")?,
+        };
+        Ok(Self {
+            config: take(ebpf, "CONFIG")?,
+            heartbeat: take(ebpf, "HEARTBEAT")?,
+            policies: take(ebpf, "POLICIES")?,
+            pods: take(ebpf, "PODS")?,
+            interfaces: take(ebpf, "INTERFACES")?,
+            exact: take(ebpf, "EXACT")?,
+            addresses: take(ebpf, "ADDRESSES")?,
+            ranges: take(ebpf, "RANGES")?,
+            exceptions: take(ebpf, "EXCEPTIONS")?,
+            capacities,
+        })
+    }
+
+    pub(super) const fn capacities(&self) -> &Capacities {
+        &self.capacities
+    }
+
+    /// Reads everything back. Only the agent writes these maps, so the result is consistent.
+    pub(super) fn actual(&self) -> Result<Tables, DatapathError> {
+        let mut ranges = BTreeMap::new();
+        for entry in self.ranges.iter() {
+            let (key, range) = in_map("RANGES", entry)?;
+            ranges.insert((key.prefix_len(), key.data()), range);
+        }
+        Ok(Tables {
+            config: in_map("CONFIG", self.config.get(&0, 0))?,
+            policies: in_map("POLICIES", self.policies.iter().collect())?,
+            pods: in_map("PODS", self.pods.iter().collect())?,
+            interfaces: in_map("INTERFACES", self.interfaces.iter().collect())?,
+            exact: in_map("EXACT", self.exact.iter().collect())?,
+            addresses: in_map("ADDRESSES", self.addresses.iter().collect())?,
+            ranges,
+            exceptions: in_map("EXCEPTIONS", self.exceptions.iter().collect())?,
+        })
+    }
+
+    /// Writes a plan: what entries refer to before the entries, the configuration last; then
+    /// removals in the opposite order.
+    pub(super) fn write(&mut self, plan: &Plan) -> Result<(), DatapathError> {
+        for ((bits, key), range) in &plan.ranges.put {
+            in_map("RANGES", self.ranges.insert(&Key::new(*bits, *key), *range, 0))?;
+        }
+        put("EXCEPTIONS", &mut self.exceptions, &plan.exceptions)?;
+        put("ADDRESSES", &mut self.addresses, &plan.addresses)?;
+        put("EXACT", &mut self.exact, &plan.exact)?;
+        put("POLICIES", &mut self.policies, &plan.policies)?;
+        put("PODS", &mut self.pods, &plan.pods)?;
+        put("INTERFACES", &mut self.interfaces, &plan.interfaces)?;
+        if let Some(config) = plan.config {
+            in_map("CONFIG", self.config.set(0, config, 0))?;
+        }
+        remove("INTERFACES", &mut self.interfaces, &plan.interfaces)?;
+        remove("PODS", &mut self.pods, &plan.pods)?;
+        remove("POLICIES", &mut self.policies, &plan.policies)?;
+        remove("EXACT", &mut self.exact, &plan.exact)?;
+        remove("ADDRESSES", &mut self.addresses, &plan.addresses)?;
+        remove("EXCEPTIONS", &mut self.exceptions, &plan.exceptions)?;
+        for (bits, key) in &plan.ranges.remove {
+            absent_is_removed("RANGES", self.ranges.remove(&Key::new(*bits, *key)))?;
+        }
+        Ok(())
+    }
+
+    /// The agent's sign of life.
+    pub(super) fn beat(&mut self, now: u64) -> Result<(), DatapathError> {
+        in_map("HEARTBEAT", self.heartbeat.set(0, now, 0))
+    }
+}
+
+fn put<K: aya::Pod, V: aya::Pod>(
+    name: &'static str,
+    map: &mut HashMap<MapData, K, V>,
+    diff: &TableDiff<K, V>,
+) -> Result<(), DatapathError> {
+    diff.put.iter().try_for_each(|(key, value)| in_map(name, map.insert(key, value, 0)))
+}
+
+fn remove<K: aya::Pod, V: aya::Pod>(
+    name: &'static str,
+    map: &mut HashMap<MapData, K, V>,
+    diff: &TableDiff<K, V>,
+) -> Result<(), DatapathError> {
+    diff.remove.iter().try_for_each(|key| absent_is_removed(name, map.remove(key)))
+}
+
+/// Removing what is already gone is what was wanted.
+fn absent_is_removed(map: &'static str, result: Result<(), MapError>) -> Result<(), DatapathError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
+        other => in_map(map, other),
+    }
+}

@@ -1,0 +1,197 @@
+//! Pod cgroups: found by the UID in their name under `kubepods`, seen at their mkdir.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use inotify::{Inotify, WatchMask};
+use tokio::sync::Notify;
+
+use super::IdentityError;
+use crate::supervise::Shutdown;
+
+/// The cgroup every pod of the node lives under.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubepods {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Its absolute level: what `bpf_get_current_ancestor_cgroup_id` counts, root 0.
+    pub level: u32,
+}
+
+/// Inode of the root of the cgroup v2 hierarchy, whose id is 1.
+const ROOT_INODE: u64 = 1;
+
+/// Names of the cgroup, by driver: systemd, cgroupfs, and a kubelet inside a container.
+const NAMES: [&str; 4] =
+    ["kubepods.slice", "kubepods", "kubelet.slice/kubelet-kubepods.slice", "kubelet/kubepods"];
+
+impl Kubepods {
+    /// Finds it below `root`, or below the mounted cgroup v2 hierarchy.
+    ///
+    /// # Errors
+    /// When there is no such hierarchy or no such cgroup.
+    pub fn find(root: Option<&Path>) -> Result<Self, IdentityError> {
+        let root = match root {
+            Some(root) => root.to_owned(),
+            None => mounted().ok_or(IdentityError::NoCgroup2)?,
+        };
+        let path = NAMES.iter().map(|name| root.join(name)).find(|path| path.is_dir());
+        let path = path.ok_or(IdentityError::NoKubepods { root })?;
+        let level = level(&path)?;
+        Ok(Self { path, level })
+    }
+
+    /// Cgroup id of every pod, by the UID in the directory's name (dashes restored).
+    ///
+    /// # Errors
+    /// When `kubepods` itself cannot be read; a pod that vanishes meanwhile is skipped.
+    pub fn pods(&self) -> Result<BTreeMap<String, u64>, IdentityError> {
+        let mut pods = BTreeMap::new();
+        for parent in self.parents() {
+            let entries = match fs::read_dir(&parent) {
+                Ok(entries) => entries,
+                Err(_) if parent != self.path => continue,
+                Err(source) => return Err(IdentityError::Cgroup { path: parent, source }),
+            };
+            for entry in entries.flatten() {
+                let uid = entry.file_name().to_str().and_then(pod_uid);
+                if let (Some(uid), Ok(metadata)) = (uid, entry.metadata()) {
+                    pods.insert(uid, metadata.ino());
+                }
+            }
+        }
+        Ok(pods)
+    }
+
+    /// `kubepods` and its classes of service: pods are direct children of these.
+    fn parents(&self) -> Vec<PathBuf> {
+        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let mut parents = vec![self.path.clone()];
+        for class in ["burstable", "besteffort"] {
+            let child = match name.strip_suffix(".slice") {
+                Some(stem) => format!("{stem}-{class}.slice"),
+                None => class.to_owned(),
+            };
+            parents.push(self.path.join(child));
+        }
+        parents
+    }
+}
+
+/// Where cgroup v2 is mounted: alone at `/sys/fs/cgroup`, or beside v1.
+fn mounted() -> Option<PathBuf> {
+    ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|path| path.join("cgroup.controllers").is_file())
+}
+
+/// Levels between the hierarchy's root and `path`.
+fn level(path: &Path) -> Result<u32, IdentityError> {
+    for (level, ancestor) in (0..).zip(path.ancestors()) {
+        let metadata = fs::metadata(ancestor)
+            .map_err(|source| IdentityError::Cgroup { path: ancestor.to_owned(), source })?;
+        if metadata.ino() == ROOT_INODE {
+            return Ok(level);
+        }
+    }
+    Err(IdentityError::NoCgroup2)
+}
+
+/// The pod UID in a cgroup directory's name: `…-pod<UID>.slice` with underscores (systemd), or
+/// `pod<UID>` (cgroupfs). A UID is a UUID, or the 32 digits of a static pod's configuration.
+fn pod_uid(name: &str) -> Option<String> {
+    let text = match name.strip_suffix(".slice") {
+        Some(stem) => stem.rsplit_once("-pod")?.1.replace('_', "-"),
+        None => name.strip_prefix("pod")?.to_owned(),
+    };
+    let digits = text.chars().filter(char::is_ascii_hexdigit).count();
+    let dashes = text.chars().filter(|c| *c == '-').count();
+    let uid = digits == 32 && digits + dashes == text.len() && (dashes == 0 || dashes == 4);
+    uid.then_some(text)
+}
+
+/// Wakes `wake` whenever a pod's cgroup comes or goes. A queue overflow wakes too: whoever is
+/// woken scans again, and never counts events.
+///
+/// # Errors
+/// When `kubepods` cannot be watched.
+pub async fn watch(
+    kubepods: Kubepods,
+    wake: Arc<Notify>,
+    mut shutdown: Shutdown,
+) -> Result<(), IdentityError> {
+    let failed = |source| IdentityError::Cgroup { path: kubepods.path.clone(), source };
+    let inotify = Inotify::init().map_err(failed)?;
+    let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::ONLYDIR;
+    let mut watches = inotify.watches();
+    watches.add(&kubepods.path, mask).map_err(failed)?;
+    let mut buffer = [0; 4096];
+    let mut events = inotify.into_event_stream(&mut buffer).map_err(failed)?;
+    loop {
+        // A class of service may appear after us; adding a watch again changes nothing.
+        for parent in kubepods.parents() {
+            if parent != kubepods.path
+                && let Err(error) = watches.add(&parent, mask)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                return Err(failed(error));
+            }
+        }
+        wake.notify_one();
+        tokio::select! {
+            () = shutdown.requested() => return Ok(()),
+            event = events.next() => match event {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(failed(error)),
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+
+    #[test]
+    fn both_drivers_name_their_pods() {
+        let underscored = UUID.replace('-', "_");
+        for name in [
+            format!("pod{UUID}"),
+            format!("kubepods-pod{underscored}.slice"),
+            format!("kubepods-burstable-pod{underscored}.slice"),
+            format!("kubelet-kubepods-besteffort-pod{underscored}.slice"),
+        ] {
+            assert_eq!(pod_uid(&name).as_deref(), Some(UUID), "{name}");
+        }
+        let hash = "d41d8cd98f00b204e9800998ecf8427e";
+        assert_eq!(pod_uid(&format!("kubepods-pod{hash}.slice")).as_deref(), Some(hash));
+    }
+
+    #[test]
+    fn other_directories_are_no_pods() {
+        for name in
+            ["burstable", "kubepods-burstable.slice", "pod", "podman", "pod-1", "init.scope"]
+        {
+            assert_eq!(pod_uid(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn pods_of_every_class_are_found() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("kubepods");
+        fs::create_dir_all(path.join("burstable").join(format!("pod{UUID}"))).unwrap();
+        let hash = "d41d8cd98f00b204e9800998ecf8427e";
+        fs::create_dir_all(path.join(format!("pod{hash}"))).unwrap();
+        let pods = Kubepods { path, level: 1 }.pods().unwrap();
+        assert_eq!(pods.keys().collect::<Vec<_>>(), [UUID, hash]);
+    }
+}

@@ -1,0 +1,187 @@
+//! Host-side interfaces of pods: which namespace each leads to and which addresses are there,
+//! by netlink alone (`IFLA_LINK_NETNSID`, then dumps of that namespace from outside, Linux 4.20).
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "netlink's attributes and messages are the kernel's to extend"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket};
+use tokio::sync::Notify;
+
+use super::IdentityError;
+use crate::policy::Link;
+use crate::supervise::Shutdown;
+
+/// Every interface of this namespace that is one end of a pair leading into another one.
+///
+/// # Errors
+/// When the kernel does not answer; a namespace that vanishes meanwhile is skipped.
+pub fn links() -> Result<Vec<Link>, IdentityError> {
+    let mut ends = Vec::new();
+    for message in dump_links(None)? {
+        let mut end = End { ifindex: message.header.index, ..End::default() };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => end.name.clone_from(name),
+                LinkAttribute::LinkNetNsId(namespace) => end.namespace = Some(*namespace),
+                LinkAttribute::Link(index) => end.peer = *index,
+                _ => {}
+            }
+        }
+        ends.extend(end.namespace.map(|namespace| (namespace, end)));
+    }
+    let namespaces: BTreeSet<i32> = ends.iter().map(|(namespace, _)| *namespace).collect();
+    let mut inside = BTreeMap::new();
+    for namespace in namespaces {
+        if let (Ok(links), Ok(addresses)) = (dump_links(Some(namespace)), dump_addresses(namespace))
+        {
+            inside.insert(namespace, (links, addresses));
+        }
+    }
+    let pairs = ends.into_iter().filter_map(|(namespace, end)| {
+        let (links, addresses) = inside.get(&namespace)?;
+        end.join(links, addresses)
+    });
+    Ok(pairs.collect())
+}
+
+/// The host side of a pair.
+#[derive(Default)]
+struct End {
+    ifindex: u32,
+    name: String,
+    namespace: Option<i32>,
+    peer: u32,
+}
+
+impl End {
+    fn join(self, links: &[LinkMessage], addresses: &[AddressMessage]) -> Option<Link> {
+        let peer = links.iter().find(|link| link.header.index == self.peer)?;
+        let mac = peer.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            _ => None,
+        })?;
+        let mut ips = Vec::new();
+        for message in addresses.iter().filter(|message| message.header.index == self.peer) {
+            for attribute in &message.attributes {
+                if let AddressAttribute::Address(ip) = attribute
+                    && !egress_common::Addr::from(*ip).is_link_local()
+                {
+                    ips.push(*ip);
+                }
+            }
+        }
+        ips.sort_unstable();
+        ips.dedup();
+        Some(Link { ifindex: self.ifindex, name: self.name, ips, mac })
+    }
+}
+
+fn dump_links(namespace: Option<i32>) -> Result<Vec<LinkMessage>, IdentityError> {
+    let mut message = LinkMessage::default();
+    message.attributes.extend(namespace.map(LinkAttribute::IfNetnsId));
+    dump("RTM_GETLINK", RouteNetlinkMessage::GetLink(message), |answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
+    })
+}
+
+fn dump_addresses(namespace: i32) -> Result<Vec<AddressMessage>, IdentityError> {
+    let mut message = AddressMessage::default();
+    message.attributes.push(AddressAttribute::TargetNetNsId(namespace));
+    dump("RTM_GETADDR", RouteNetlinkMessage::GetAddress(message), |answer| match answer {
+        RouteNetlinkMessage::NewAddress(address) => Some(address),
+        _ => None,
+    })
+}
+
+/// One dump on a socket of its own. Strict checking makes the kernel honour the target namespace
+/// instead of silently answering for this one.
+fn dump<T>(
+    request: &'static str,
+    message: RouteNetlinkMessage,
+    keep: impl Fn(RouteNetlinkMessage) -> Option<T>,
+) -> Result<Vec<T>, IdentityError> {
+    let failed = |source| IdentityError::Netlink { request, source };
+    let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
+    socket.set_netlink_get_strict_chk(true).map_err(failed)?;
+    socket.bind_auto().map_err(failed)?;
+    socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
+
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut packet = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    socket.send(&bytes, 0).map_err(failed)?;
+
+    let mut kept = Vec::new();
+    loop {
+        let (answer, _) = socket.recv_from_full().map_err(failed)?;
+        let mut rest = answer.as_slice();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+            // Each message is padded to four bytes; a length of zero would never end.
+            let length = (message.header.length as usize).next_multiple_of(4).max(16);
+            rest = rest.get(length..).unwrap_or_default();
+            match message.payload {
+                NetlinkPayload::Done(_) => return Ok(kept),
+                NetlinkPayload::Error(error) if error.code.is_some() => {
+                    return Err(failed(error.to_io()));
+                }
+                NetlinkPayload::InnerMessage(inner) => kept.extend(keep(inner)),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// `RTNLGRP_LINK`.
+const LINK_GROUP: u32 = 1;
+/// Addresses inside a new namespace come after its link, and no event crosses over.
+const LOOK_AGAIN: [Duration; 4] = [
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+];
+
+/// Wakes `wake` whenever an interface of this namespace comes, goes or changes, and again a
+/// little later. A lost event (`ENOBUFS`) wakes too: whoever is woken dumps again.
+///
+/// # Errors
+/// When the kernel refuses the subscription.
+pub async fn watch(wake: Arc<Notify>, mut shutdown: Shutdown) -> Result<(), IdentityError> {
+    let failed = |source| IdentityError::Netlink { request: "RTNLGRP_LINK", source };
+    let mut socket = TokioSocket::new(NETLINK_ROUTE).map_err(failed)?;
+    socket.socket_mut().bind_auto().map_err(failed)?;
+    socket.socket_mut().add_membership(LINK_GROUP).map_err(failed)?;
+    let mut again = LOOK_AGAIN.len();
+    loop {
+        wake.notify_one();
+        let delay = LOOK_AGAIN.get(again).copied();
+        tokio::select! {
+            () = shutdown.requested() => return Ok(()),
+            received = socket.recv_from_full() => match received {
+                Ok(_) => again = 0,
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => again = 0,
+                Err(error) => return Err(failed(error)),
+            },
+            () = tokio::time::sleep(delay.unwrap_or_default()), if delay.is_some() => again += 1,
+        }
+    }
+}

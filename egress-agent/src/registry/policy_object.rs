@@ -1,0 +1,287 @@
+//! `EgressPolicy` and `EgressException`: strict where everything else is tolerant.
+//!
+//! An unknown field in a policy is a rule its author believes in and nobody applies, so the whole
+//! object is refused and every field that is wrong is named.
+
+use std::net::IpAddr;
+
+use egress_common::Mode;
+use egress_common::state::OnAgentLoss;
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::field::{AutoOr, FieldErrors, address, typed};
+use super::object::{Metadata, OWN_GROUP};
+use super::policy_spec::{
+    AddressSpec, DestinationSpec, ExceptionSpec, GatewaySpec, InfrastructureSpec, ModeText,
+    OnAgentLossText, PolicySpec, SelectorSpec, Whole,
+};
+use super::range::{self, Use};
+use crate::policy::{
+    EgressException, EgressPolicy, ExactAddress, GatewayRef, GatewayTarget, ObjectName, Origin,
+    Selector,
+};
+
+/// The version of our objects that is read.
+const VERSION: &str = "v1alpha1";
+/// Fields of the design that this version does not know how to enforce.
+const LATER: [&str; 4] = ["redirect", "rateLimit", "denyResponse", "hostNetwork"];
+
+/// Types the object and checks what is common to both kinds.
+fn whole<S: serde::de::DeserializeOwned>(
+    value: Value,
+    origin: &Origin,
+) -> Result<(Metadata, S), FieldErrors> {
+    let later = |name: &&&str| value.pointer(&format!("/spec/{name}")).is_some();
+    if let Some(name) = LATER.iter().find(later) {
+        return Err(FieldErrors::one(
+            &format!("spec.{name}"),
+            "not supported by this version; remove it",
+        ));
+    }
+    let version = value.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
+    if version != format!("{OWN_GROUP}/{VERSION}") {
+        return Err(FieldErrors::one(
+            "apiVersion",
+            format!("`{version}` is not known for {}; write {OWN_GROUP}/{VERSION}", origin.kind),
+        ));
+    }
+    let whole: Whole<S> = typed(value)?;
+    let Whole { _api_version: _, _kind: _, metadata, spec, _status: _ } = whole;
+    if !metadata.namespace.is_empty() {
+        return Err(FieldErrors::one(
+            "metadata.namespace",
+            format!("{} is cluster-scoped; remove the namespace", origin.kind),
+        ));
+    }
+    Ok((metadata, spec))
+}
+
+/// A valid policy.
+pub(super) fn policy(
+    value: Value,
+    name: &ObjectName,
+    origin: &Origin,
+) -> Result<EgressPolicy, FieldErrors> {
+    let (metadata, spec): (Metadata, PolicySpec) = whole(value, origin)?;
+    let mut errors = FieldErrors::default();
+    let created = match metadata.creation_timestamp.as_deref() {
+        Some(text) => errors.take(moment("metadata.creationTimestamp", text)),
+        None => None,
+    };
+    let selector = match spec.selector {
+        Some(selector) => errors.take(selector_of("spec.selector", selector)),
+        None => {
+            errors.push("spec.selector", "required; write {} to select every pod");
+            None
+        }
+    };
+    let mode = match spec.mode {
+        Some(ModeText::Off) => Some(Mode::Off),
+        Some(ModeText::Audit) => Some(Mode::Audit),
+        Some(ModeText::Enforce) => Some(Mode::Enforce),
+        None => {
+            errors.push("spec.mode", "required: off, audit or enforce");
+            None
+        }
+    };
+    let gateways = spec.gateways.into_iter().enumerate();
+    let gateways: Vec<GatewayRef> = gateways
+        .filter_map(|(i, one)| errors.take(gateway(&format!("spec.gateways[{i}]"), one)))
+        .collect();
+    let cluster_ranges = match spec.cluster_ranges {
+        AutoOr::Auto => None,
+        AutoOr::List(list) => Some(all(&mut errors, "spec.clusterRanges", &list, |path, text| {
+            range::read(path, text, Use::Allowed)
+        })),
+    };
+    let resolvers = match spec.resolvers {
+        AutoOr::Auto => None,
+        AutoOr::List(list) => {
+            Some(all(&mut errors, "spec.resolvers", &list, |path, text| dialled(path, text)))
+        }
+    };
+    let InfrastructureSpec { api_server, istiod, addresses } = spec.infrastructure;
+    let infrastructure = all(&mut errors, "spec.infrastructure.addresses", &addresses, exact);
+    let nodes = all(&mut errors, "spec.nodes", &spec.nodes, exact);
+    let inbound_ranges =
+        all(&mut errors, "spec.inboundRanges", &spec.inbound_ranges, |path, text| {
+            range::read(path, text, Use::Allowed)
+        });
+    let policy = selector.zip(mode).map(|(selector, mode)| EgressPolicy {
+        name: name.name.clone(),
+        selector,
+        priority: spec.priority,
+        created,
+        mode,
+        gateways,
+        cluster_ranges,
+        resolvers,
+        api_server,
+        istiod,
+        infrastructure,
+        nodes,
+        inbound_ranges,
+        on_agent_loss: match spec.on_agent_loss {
+            OnAgentLossText::Hold => OnAgentLoss::Hold,
+            OnAgentLossText::DenyNew => OnAgentLoss::DenyNew,
+            OnAgentLossText::Audit => OnAgentLoss::Audit,
+        },
+        origin: origin.clone(),
+    });
+    errors.finish(policy)
+}
+
+/// A valid exception.
+pub(super) fn exception(
+    value: Value,
+    name: &ObjectName,
+    origin: &Origin,
+) -> Result<EgressException, FieldErrors> {
+    let (_, spec): (Metadata, ExceptionSpec) = whole(value, origin)?;
+    let mut errors = FieldErrors::default();
+    let scope = match spec.scope {
+        Some(scope) => errors.take(selector_of("spec.scope", scope)),
+        None => {
+            errors.push("spec.scope", "required; write {} to cover every pod");
+            None
+        }
+    };
+    let destination = match spec.destination {
+        Some(destination) => errors.take(destination_of(destination)),
+        None => {
+            errors.push("spec.destination", "required: cidr, and ports where only some are meant");
+            None
+        }
+    };
+    let expires_at = errors.take(moment("spec.expiresAt", &spec.expires_at));
+    for (path, text, meaning) in [
+        ("spec.reason", &spec.reason, "why the exception is needed"),
+        ("spec.requester", &spec.requester, "who asked for it"),
+    ] {
+        if text.trim().is_empty() {
+            errors.push(path, format!("required: {meaning}"));
+        }
+    }
+    let exception =
+        scope.zip(destination).zip(expires_at).map(|((scope, (cidr, ports)), expires_at)| {
+            EgressException {
+                name: name.name.clone(),
+                scope,
+                cidr,
+                ports,
+                expires_at,
+                reason: spec.reason,
+                requester: spec.requester,
+                origin: origin.clone(),
+            }
+        });
+    errors.finish(exception)
+}
+
+fn all<S, T>(
+    errors: &mut FieldErrors,
+    path: &str,
+    list: &[S],
+    read: impl Fn(&str, &S) -> Result<T, FieldErrors>,
+) -> Vec<T> {
+    let each = list.iter().enumerate();
+    each.filter_map(|(i, one)| errors.take(read(&format!("{path}[{i}]"), one))).collect()
+}
+
+fn selector_of(path: &str, spec: SelectorSpec) -> Result<Selector, FieldErrors> {
+    if let Some(i) = spec.namespaces.iter().position(String::is_empty) {
+        return Err(FieldErrors::one(&format!("{path}.namespaces[{i}]"), "is empty"));
+    }
+    Ok(Selector {
+        namespaces: spec.namespaces,
+        namespace_labels: spec.namespace_selector.match_labels,
+        pod_labels: spec.pod_selector.match_labels,
+    })
+}
+
+fn gateway(path: &str, spec: GatewaySpec) -> Result<GatewayRef, FieldErrors> {
+    let GatewaySpec { namespace, service, gateway, pod_selector, ports, service_account } = spec;
+    let mut errors = FieldErrors::default();
+    if namespace.is_empty() {
+        errors.push(&format!("{path}.namespace"), "required: the gateway's namespace");
+    }
+    if service_account.is_empty() {
+        errors.push(
+            &format!("{path}.serviceAccount"),
+            "required: the service account its pods run as, which no label can forge",
+        );
+    }
+    if pod_selector.is_none() && !ports.is_empty() {
+        errors.push(
+            &format!("{path}.ports"),
+            "only for podSelector; a Service's ports come from its endpoint slices",
+        );
+    }
+    let named = |name: &String| !name.is_empty();
+    let target = match (service, gateway, pod_selector) {
+        (Some(service), None, None) if named(&service) => Some(GatewayTarget::Service(service)),
+        (None, Some(gateway), None) if named(&gateway) => Some(GatewayTarget::Gateway(gateway)),
+        (None, None, Some(selector)) => {
+            if selector.match_labels.is_empty() {
+                errors.push(
+                    &format!("{path}.podSelector.matchLabels"),
+                    "required: an empty selector would trust every pod of the namespace",
+                );
+            }
+            if ports.is_empty() || ports.contains(&0) {
+                let meaning = "required with podSelector: the TCP ports to dial, 1 to 65535";
+                errors.push(&format!("{path}.ports"), meaning);
+            }
+            Some(GatewayTarget::Pods { labels: selector.match_labels, ports })
+        }
+        _ => {
+            errors.push(path, "exactly one of service, gateway and podSelector is required");
+            None
+        }
+    };
+    errors.finish(target.map(|target| GatewayRef { namespace, target, service_account }))
+}
+
+fn exact(path: &str, spec: &AddressSpec) -> Result<ExactAddress, FieldErrors> {
+    let mut errors = FieldErrors::default();
+    if spec.port == 0 {
+        errors.push(&format!("{path}.port"), "must be 1 to 65535");
+    }
+    let ip = errors.take(dialled(&format!("{path}.ip"), &spec.ip));
+    let (protocol, port) = (spec.protocol.number(), spec.port);
+    errors.finish(ip.map(|ip| ExactAddress { ip, protocol, port }))
+}
+
+/// An address that something may be sent to.
+fn dialled(path: &str, text: &str) -> Result<IpAddr, FieldErrors> {
+    let ip = address(path, text)?;
+    if ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() {
+        let what = format!("`{ip}` is a loopback, multicast or unspecified address");
+        return Err(FieldErrors::one(path, what));
+    }
+    Ok(ip)
+}
+
+type Destination = (IpNet, Vec<(u8, u16)>);
+
+fn destination_of(spec: DestinationSpec) -> Result<Destination, FieldErrors> {
+    let mut errors = FieldErrors::default();
+    let cidr = errors.take(range::read("spec.destination.cidr", &spec.cidr, Use::Excepted));
+    let ports =
+        all(&mut errors, "spec.destination.ports", &spec.ports, |path, port| match port.port {
+            Some(0) => Err(FieldErrors::one(
+                &format!("{path}.port"),
+                "must be 1 to 65535; leave it out for every port of the protocol",
+            )),
+            one => Ok((port.protocol.number(), one.unwrap_or(0))),
+        });
+    errors.finish(cidr.map(|cidr| (cidr, ports)))
+}
+
+/// Seconds since the epoch of an RFC 3339 time.
+fn moment(path: &str, text: &str) -> Result<i64, FieldErrors> {
+    let expected = "an RFC 3339 time is required, such as 2026-11-30T18:00:00Z";
+    let parsed = text.parse::<jiff::Timestamp>();
+    parsed.map(jiff::Timestamp::as_second).map_err(|_| FieldErrors::one(path, expected))
+}
