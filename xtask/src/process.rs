@@ -36,19 +36,23 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command with our own streams, and reads its standard output on the way.
+/// Runs a command, reads what it says and passes it on to standard output.
 ///
-/// Ends when the command does: a program that a test left behind may hold the pipe for ever.
+/// Both its streams go through one pipe, so that their lines keep their order. Ends
+/// when the command does: a program that a test left behind may hold the pipe for ever.
 pub(crate) fn run_read(command: &mut Command, mut read: impl FnMut(&str)) -> Result<()> {
     let description = describe(command);
     eprintln!("$ {description}");
+    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    let second = writer.try_clone().context("cannot make a pipe")?;
     let mut child = command
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
+        .stdout(writer)
+        .stderr(second)
         .spawn()
         .with_context(|| format!("cannot start `{description}`"))?;
     let (sender, receiver) = mpsc::channel();
-    forward(child.stdout.take(), sender);
+    forward(Some(reader), sender);
     let mut ended = None;
     loop {
         match receiver.recv_timeout(POLL) {
@@ -159,7 +163,7 @@ mod tests {
 
     #[test]
     fn reading_ends_with_the_command_and_not_with_what_it_left_behind() {
-        let script = "echo one; echo two; sleep 20 & exit 0";
+        let script = "echo one; echo two >&2; sleep 11 & exit 0";
         let start = Instant::now();
         let mut lines = Vec::new();
         run_read(Command::new("sh").args(["-c", script]), |line| lines.push(line.to_owned()))
