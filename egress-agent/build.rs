@@ -11,7 +11,6 @@ use std::process::ExitCode;
 #[path = "../egress-ebpf/sources.rs"]
 mod sources;
 
-#[expect(clippy::print_stdout, reason = "standard output is how a build script talks to cargo")]
 fn main() -> ExitCode {
     let Some(root) = repository_root() else {
         eprintln!("CARGO_MANIFEST_DIR names no directory inside the repository; build with cargo");

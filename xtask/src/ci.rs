@@ -16,12 +16,24 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    cargo(&["fmt", "--all", "--check"])?;
-    tidy::run()?;
-    cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
-    reproduce()?;
+    let mut failed = Vec::new();
+    let mut step = |name: &'static str, outcome: Result<()>| match outcome {
+        Ok(()) => eprintln!("ci: {name}: passed"),
+        Err(error) => {
+            eprintln!("ci: {name}: {error:#}");
+            failed.push(name);
+        }
+    };
+    // All of them, so that one run tells everything there is to mend.
+    step("fmt", cargo(&["fmt", "--all", "--check"]));
+    step("tidy", tidy::run());
+    step("clippy", cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]));
+    step("eBPF object", reproduce());
     if !arguments.no_test {
-        test::run(&test::Arguments::default())?;
+        step("test", test::run(&test::Arguments::default()));
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
     }
     eprintln!("ci: everything passed");
     Ok(())
@@ -52,7 +64,6 @@ fn reproduce() -> Result<()> {
             sources::RECORD,
         );
     }
-    eprintln!("ci: the kept eBPF object is what its sources make, byte for byte");
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Everything goes to standard error; standard output belongs to the program a task is about.
 
-use std::io::{BufRead as _, BufReader, Read};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -11,6 +11,8 @@ use anyhow::{Context as _, Result, bail};
 
 /// How long a long step may be silent before a line says that it is still at work.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How often to ask whether a silent command has ended.
+const POLL: Duration = Duration::from_millis(100);
 /// Lines shown of a quiet step that failed.
 const TAIL: usize = 30;
 
@@ -30,6 +32,48 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
     if !status.success() {
         bail!("`{line}` failed ({status})");
+    }
+    Ok(())
+}
+
+/// Runs a command, reads what it says and passes it on to standard output.
+///
+/// Both its streams go through one pipe, so that their lines keep their order. Ends
+/// when the command does: a program that a test left behind may hold the pipe for ever.
+pub(crate) fn run_read(command: &mut Command, mut read: impl FnMut(&str)) -> Result<()> {
+    let description = describe(command);
+    eprintln!("$ {description}");
+    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    let second = writer.try_clone().context("cannot make a pipe")?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .stderr(second)
+        .spawn()
+        .with_context(|| format!("cannot start `{description}`"))?;
+    let (sender, receiver) = mpsc::channel();
+    forward(Some(reader), sender);
+    let mut ended = None;
+    loop {
+        match receiver.recv_timeout(POLL) {
+            Ok(line) => {
+                read(&line);
+                writeln!(std::io::stdout(), "{line}").context("cannot write standard output")?;
+            }
+            // One more silent interval after the end: what was written before it has been read.
+            Err(RecvTimeoutError::Timeout) if ended.is_some() => break,
+            Err(RecvTimeoutError::Timeout) => {
+                ended = child.try_wait().with_context(|| format!("cannot ask `{description}`"))?;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    let status = match ended {
+        Some(status) => status,
+        None => child.wait().with_context(|| format!("cannot wait for `{description}`"))?,
+    };
+    if !status.success() {
+        bail!("`{description}` failed ({status})");
     }
     Ok(())
 }
@@ -115,6 +159,17 @@ mod tests {
         let error = output(Command::new("sh").args(["-c", "echo broken >&2; exit 3"])).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("exit 3") && text.contains("broken"), "{text}");
+    }
+
+    #[test]
+    fn reading_ends_with_the_command_and_not_with_what_it_left_behind() {
+        let script = "echo one; echo two >&2; sleep 11 & exit 0";
+        let start = Instant::now();
+        let mut lines = Vec::new();
+        run_read(Command::new("sh").args(["-c", script]), |line| lines.push(line.to_owned()))
+            .unwrap();
+        assert_eq!(lines, ["one", "two"]);
+        assert!(start.elapsed() < Duration::from_secs(10));
     }
 
     #[test]
