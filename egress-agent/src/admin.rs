@@ -85,7 +85,7 @@ async fn status(State(states): State<States>) -> Response {
         },
         "refused": state.refused,
         "warnings": state.warnings,
-        "hooks": state.hooks,
+        "hooks": state.hooks.as_slice(),
         "pods": state.desired.coverage,
         "gateways": state.desired.gateways,
         "problems": state.problems(),

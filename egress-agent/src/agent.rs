@@ -11,8 +11,8 @@ use tokio::sync::{Notify, watch};
 use crate::cli::{Run, exit};
 use crate::config::{ConfigError, File};
 use crate::datapath::{
-    Applied, Attached, Check, CheckStatus, CounterReader, DatapathError, HookStatus, Loaded,
-    Options, boot_clock, preflight,
+    Applied, Attached, Check, CheckStatus, DatapathError, HookStatus, Loaded, Options, boot_clock,
+    preflight,
 };
 use crate::identity::cgroup::Kubepods;
 use crate::identity::{cgroup, link};
@@ -182,9 +182,9 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         let (mut enforcer, states) = Enforcer::start(inputs, loaded, snapshot)?;
         let reader = enforcer.attached.reader()?;
-        readiness.ready(states.clone(), reader.clone(), outlet.lost());
+        readiness.ready(states.clone(), reader, outlet.lost());
         let mut tasks = Tasks::default();
-        enforcer.report(&mut tasks, &states, reader, outlet, admin, &until)?;
+        enforcer.report(&mut tasks, &states, outlet, admin, &until)?;
         tasks.start("enforcer", enforcer.follow(snapshots, wake, until.clone()));
         tasks.until(until).await
     };
@@ -268,7 +268,6 @@ impl Enforcer {
         &mut self,
         tasks: &mut Tasks,
         states: &States,
-        reader: CounterReader,
         outlet: events::Outlet,
         socket: tokio::net::UnixListener,
         shutdown: &Shutdown,
@@ -277,7 +276,7 @@ impl Enforcer {
         let ring = ring.ok_or_else(|| anyhow::anyhow!("the event ring has a reader already"))?;
         let (seen, until) = (states.clone(), shutdown.clone());
         tasks.start("events", async move {
-            events::run(ring, reader, outlet, seen, until).await;
+            events::run(ring, outlet, seen, until).await;
             Ok(())
         });
         let (seen, until) = (states.clone(), shutdown.clone());

@@ -1,0 +1,172 @@
+//! One record per decision and window: the first at once, the rest as a count.
+
+use std::collections::BTreeMap;
+
+use egress_common::event::Event;
+use egress_common::key::{Addr, PodId};
+use egress_common::packet::Hook;
+
+/// How long repeats are gathered, nanoseconds.
+const WINDOW: u64 = 30_000_000_000;
+/// Different decisions kept apart at once. A pod that scans makes many; the counters have them
+/// all.
+const MOST: usize = 4096;
+
+/// What repeats of one decision share.
+type Key = (PodId, Addr, u16, u8, u8, u8);
+
+/// The process behind a decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Process {
+    pub(super) pid: u32,
+    pub(super) uid: u32,
+    pub(super) comm: String,
+}
+
+/// One record to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Report {
+    /// The last packet or call of it.
+    pub(super) event: Event,
+    /// The process, where a socket hook saw it.
+    pub(super) process: Option<Process>,
+    /// Packets and calls this record stands for, each counted where it ended.
+    pub(super) count: u64,
+    /// Boot clock of the first and the last, nanoseconds.
+    pub(super) first: u64,
+    pub(super) last: u64,
+}
+
+#[derive(Debug)]
+struct Gathered {
+    report: Report,
+    opened: u64,
+    told: bool,
+}
+
+/// The open windows.
+#[derive(Debug, Default)]
+pub(super) struct Aggregates {
+    open: BTreeMap<Key, Gathered>,
+}
+
+impl Aggregates {
+    /// Takes one event in; false when there is no room for another decision.
+    pub(super) fn add(&mut self, event: &Event) -> bool {
+        let key =
+            (event.pod, event.dst, event.dst_port, event.protocol, event.verdict, event.reason);
+        if self.open.len() >= MOST && !self.open.contains_key(&key) {
+            return false;
+        }
+        let gathered = self.open.entry(key).or_insert_with(|| Gathered {
+            report: Report { event: *event, process: None, count: 0, first: event.time, last: 0 },
+            opened: event.time,
+            told: false,
+        });
+        let report = &mut gathered.report;
+        // A socket hook lets an audited call through; it comes back as a packet and is counted
+        // there. What it adds is the process.
+        if event.counted != 0 {
+            report.count += 1 + event.suppressed;
+            report.event = *event;
+        }
+        if Hook::from_number(event.hook).is_some_and(Hook::is_socket) {
+            report.process = Some(Process {
+                pid: event.pid,
+                uid: event.uid,
+                comm: event.comm().unwrap_or_default().to_owned(),
+            });
+        }
+        if report.count == 0 || report.first == 0 {
+            report.first = event.time;
+        }
+        report.last = event.time;
+        true
+    }
+
+    /// Records due now: decisions not told yet, and windows that have ended.
+    pub(super) fn due(&mut self, now: u64) -> Vec<Report> {
+        let mut due = Vec::new();
+        self.open.retain(|_, gathered| {
+            let ended = now.saturating_sub(gathered.opened) >= WINDOW;
+            let fresh = !gathered.told && gathered.report.count > 0;
+            if fresh || (ended && (gathered.report.count > 0 || !gathered.told)) {
+                due.push(gathered.report.clone());
+                gathered.told = true;
+                gathered.report.count = 0;
+                gathered.report.first = 0;
+            }
+            !ended
+        });
+        due
+    }
+
+    /// Everything that was not told.
+    pub(super) fn flush(&mut self) -> Vec<Report> {
+        self.due(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use egress_common::{Reason, Verdict};
+
+    fn event(hook: Hook, counted: u8, time: u64) -> Event {
+        let mut bytes = [0u8; Event::SIZE];
+        bytes[0..8].copy_from_slice(&time.to_ne_bytes());
+        let mut event = Event::read(&bytes).unwrap();
+        event.hook = hook.number();
+        event.verdict = Verdict::Audit.number();
+        event.reason = Reason::NotGateway.number();
+        event.counted = counted;
+        event.pid = 42;
+        event
+    }
+
+    #[test]
+    fn the_first_is_told_at_once_and_repeats_at_the_end_of_the_window() {
+        let mut open = Aggregates::default();
+        for time in 1..=3 {
+            assert!(open.add(&event(Hook::PodEgress, 1, time)));
+        }
+        let first = open.due(10);
+        assert_eq!((first.len(), first[0].count, first[0].first, first[0].last), (1, 3, 1, 3));
+        open.add(&Event { suppressed: 7, ..event(Hook::PodEgress, 1, 20) });
+        assert_eq!(open.due(30), []);
+        let rest = open.due(WINDOW + 1);
+        assert_eq!((rest.len(), rest[0].count, rest[0].first), (1, 8, 20));
+        // The window is closed: the next one is a first again.
+        open.add(&event(Hook::PodEgress, 1, WINDOW + 5));
+        assert_eq!(open.due(WINDOW + 6).len(), 1);
+    }
+
+    #[test]
+    fn a_quiet_window_ends_silently() {
+        let mut open = Aggregates::default();
+        open.add(&event(Hook::PodEgress, 1, 1));
+        assert_eq!(open.due(2).len(), 1);
+        assert_eq!(open.due(WINDOW + 1), []);
+    }
+
+    #[test]
+    fn one_connection_seen_by_two_hooks_is_one_with_its_process() {
+        let mut open = Aggregates::default();
+        open.add(&event(Hook::Connect4, 0, 1));
+        open.add(&event(Hook::PodEgress, 1, 2));
+        let told = open.due(3);
+        assert_eq!((told.len(), told[0].count), (1, 1));
+        assert_eq!(told[0].process.as_ref().map(|process| process.pid), Some(42));
+        assert_eq!(told[0].event.hook, Hook::PodEgress.number());
+    }
+
+    #[test]
+    fn too_many_different_decisions_are_refused_and_none_is_forgotten() {
+        let mut open = Aggregates::default();
+        for port in 0..=u16::try_from(MOST).unwrap() {
+            let fits = open.add(&Event { dst_port: port, ..event(Hook::PodEgress, 1, 1) });
+            assert_eq!(fits, usize::from(port) < MOST);
+        }
+        assert_eq!(open.flush().len(), MOST);
+    }
+}

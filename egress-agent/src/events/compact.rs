@@ -1,0 +1,46 @@
+//! One readable line.
+
+use std::fmt::Write;
+
+use super::attribute::{Named, protocol_name};
+
+/// The line.
+pub(super) fn line(named: &Named) -> String {
+    let time = named.last.strftime("%H:%M:%S");
+    let verdict = named.verdict.name().to_uppercase();
+    let pod = if named.pod.is_empty() {
+        "unknown pod".to_owned()
+    } else {
+        format!("{}/{}", named.namespace, named.pod)
+    };
+    let (kind, workload) = &named.workload;
+    let workload =
+        if workload.is_empty() { String::new() } else { format!(" ({kind}/{workload})") };
+    let dst = if named.is_v6 { format!("[{}]", named.dst) } else { named.dst.clone() };
+    let protocol = protocol_name(named.protocol);
+    let mut line = format!(
+        "{time} {verdict:<5} {pod}{workload} -> {dst}:{}/{protocol}  {}",
+        named.dst_port, named.reason
+    );
+    // Writing to a string cannot fail.
+    match (&named.process, named.socket_uid) {
+        (Some(process), _) => {
+            let _ = write!(line, "  {}[{}] uid {}", process.comm, process.pid, process.uid);
+        }
+        (None, Some(uid)) => {
+            let _ = write!(line, "  uid {uid}");
+        }
+        (None, None) => {}
+    }
+    if named.evasion {
+        line.push_str("  EVASION");
+    }
+    if let Some(declared) = &named.declared_by {
+        let _ = write!(line, "  declared by {declared}");
+    }
+    let _ = write!(line, "  [{} line {}, gen {}]", named.hook, named.line, named.generation);
+    if named.count > 1 {
+        let _ = write!(line, " x{}", named.count);
+    }
+    line
+}

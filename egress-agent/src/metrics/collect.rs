@@ -1,0 +1,304 @@
+//! One scrape: the kernel's counters under the cluster's names.
+
+use std::collections::BTreeMap;
+
+use egress_common::key::PodId;
+use egress_common::state::{Counter, CounterKey, Direction};
+use egress_common::{Mode, Reason, Verdict};
+use prometheus::proto::MetricFamily;
+use prometheus::{Encoder, TextEncoder};
+
+use super::family::{Family, number};
+use crate::agent::AgentState;
+use crate::datapath::{CounterReader, DatapathError, boot_clock};
+use crate::events::LostEvents;
+use crate::policy::{Coverage, CoverageState, ProblemCode};
+
+/// Why a scrape failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ScrapeError {
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    #[error("metrics cannot be written: {0}")]
+    Encode(#[from] prometheus::Error),
+}
+
+/// What is known before the first snapshot.
+pub(super) fn before_ready() -> Result<String, ScrapeError> {
+    encode([build_info()])
+}
+
+/// Everything.
+pub(super) fn collect(
+    state: &AgentState,
+    reader: &CounterReader,
+    lost: &LostEvents,
+) -> Result<String, ScrapeError> {
+    let mut families = traffic(state, &reader.counters()?);
+    families.extend(node(&reader.node()?));
+    families.extend(losses(&reader.losses()?, lost));
+    families.extend(agent(state));
+    families.push(build_info());
+    encode(families)
+}
+
+fn encode(families: impl IntoIterator<Item = Family>) -> Result<String, ScrapeError> {
+    let families: Vec<MetricFamily> = families.into_iter().filter_map(Family::finish).collect();
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&families, &mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Names of one source of traffic.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Source {
+    namespace: String,
+    workload: String,
+    pod: String,
+}
+
+/// Workload of pods that are gone and were not seen to go.
+const UNKNOWN: &str = "unknown";
+
+/// Counters of pods and, summed, of workloads. A pod that is gone stays in its workload for as
+/// long as this agent has seen both; one that was gone before counts as unknown.
+fn traffic(state: &AgentState, counters: &BTreeMap<CounterKey, Counter>) -> Vec<Family> {
+    let mut connections = Family::counter(
+        "egress_pod_connections_total",
+        "Connections opened or attempted by a pod; for protocols without connections, datagrams.",
+    );
+    let mut packets =
+        Family::counter("egress_pod_packets_total", "Packets of a pod, by verdict and direction.");
+    let mut bytes = Family::counter(
+        "egress_pod_bytes_total",
+        "Bytes of a pod on the wire that were not dropped, by gateway and direction.",
+    );
+    let mut workload_connections = Family::counter(
+        "egress_workload_connections_total",
+        "egress_pod_connections_total summed over a workload, pods that are gone included.",
+    );
+    let mut workload_bytes = Family::counter(
+        "egress_workload_bytes_total",
+        "egress_pod_bytes_total summed over a workload, pods that are gone included.",
+    );
+    let pods: BTreeMap<PodId, &Coverage> =
+        state.desired.coverage.iter().map(|pod| (PodId::of(&pod.uid), pod)).collect();
+    let gateways: BTreeMap<u32, String> = state
+        .desired
+        .gateways
+        .iter()
+        .map(|gateway| (gateway.id, gateway.name.to_string()))
+        .collect();
+
+    let mut by_pod: BTreeMap<(Source, String, Labels), Counter> = BTreeMap::new();
+    let mut by_workload: BTreeMap<(Source, String, Labels), Counter> = BTreeMap::new();
+    for (key, counter) in counters {
+        let Some(labels) = Labels::of(key) else { continue };
+        let gateway = gateways.get(&key.gateway.0).cloned().unwrap_or_default();
+        let source = match pods.get(&key.pod) {
+            Some(pod) => Source {
+                namespace: pod.pod.namespace.clone(),
+                workload: pod.workload.1.clone(),
+                pod: pod.pod.name.clone(),
+            },
+            None => Source {
+                namespace: UNKNOWN.to_owned(),
+                workload: UNKNOWN.to_owned(),
+                pod: String::new(),
+            },
+        };
+        if !source.pod.is_empty() {
+            add(by_pod.entry((source.clone(), gateway.clone(), labels)).or_default(), counter);
+        }
+        let workload = Source { pod: String::new(), ..source };
+        add(by_workload.entry((workload, gateway, labels)).or_default(), counter);
+    }
+    // A first denial must be an increase from zero, not a series that is born at one.
+    for pod in state.desired.coverage.iter().filter(|pod| pod.policy.is_some()) {
+        let source = Source {
+            namespace: pod.pod.namespace.clone(),
+            workload: pod.workload.1.clone(),
+            pod: pod.pod.name.clone(),
+        };
+        for verdict in [Verdict::Audit, Verdict::Drop] {
+            let labels = Labels { verdict, reason: Reason::NotGateway, direction: Direction::Tx };
+            by_pod.entry((source.clone(), String::new(), labels)).or_default();
+        }
+    }
+    for ((source, gateway, labels), counter) in &by_pod {
+        let Labels { verdict, reason, direction } = *labels;
+        let named = [
+            ("source_namespace", source.namespace.as_str()),
+            ("source_workload", source.workload.as_str()),
+            ("source_pod", source.pod.as_str()),
+            ("gateway", gateway.as_str()),
+            ("verdict", verdict.name()),
+            ("reason", reason.name()),
+        ];
+        let with_direction: Vec<_> =
+            named.iter().copied().chain([("direction", direction.name())]).collect();
+        if direction == Direction::Tx {
+            connections.add(&named, number(counter.connections));
+        }
+        packets.add(&with_direction, number(counter.packets));
+        if verdict != Verdict::Drop {
+            bytes.add(&with_direction, number(counter.bytes));
+        }
+    }
+    for ((source, gateway, labels), counter) in &by_workload {
+        let Labels { verdict, reason, direction } = *labels;
+        let named = [
+            ("source_namespace", source.namespace.as_str()),
+            ("source_workload", source.workload.as_str()),
+            ("gateway", gateway.as_str()),
+            ("verdict", verdict.name()),
+            ("reason", reason.name()),
+        ];
+        if direction == Direction::Tx {
+            workload_connections.add(&named, number(counter.connections));
+        }
+        if verdict != Verdict::Drop {
+            let with_direction: Vec<_> =
+                named.iter().copied().chain([("direction", direction.name())]).collect();
+            workload_bytes.add(&with_direction, number(counter.bytes));
+        }
+    }
+    vec![connections, packets, bytes, workload_connections, workload_bytes]
+}
+
+/// The closed words of a counter's key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Labels {
+    verdict: Verdict,
+    reason: Reason,
+    direction: Direction,
+}
+
+impl Labels {
+    /// `None` for numbers a newer version has written.
+    fn of(key: &CounterKey) -> Option<Self> {
+        Some(Self {
+            verdict: Verdict::from_number(key.verdict)?,
+            reason: Reason::from_number(key.reason)?,
+            direction: Direction::from_number(key.direction)?,
+        })
+    }
+}
+
+const fn add(sum: &mut Counter, counter: &Counter) {
+    sum.connections += counter.connections;
+    sum.packets += counter.packets;
+    sum.bytes += counter.bytes;
+}
+
+fn node(totals: &BTreeMap<(Verdict, Reason), Counter>) -> Vec<Family> {
+    let mut drops = Family::counter(
+        "egress_node_drops_total",
+        "Packets and socket calls refused on this node, by reason.",
+    );
+    let mut audits = Family::counter(
+        "egress_node_audit_total",
+        "Packets let through on this node that mode enforce would have dropped, by reason.",
+    );
+    for reason in Reason::ALL.iter().filter(|reason| reason.denies()) {
+        for (verdict, family) in [(Verdict::Drop, &mut drops), (Verdict::Audit, &mut audits)] {
+            let packets = totals.get(&(verdict, *reason)).map_or(0, |counter| counter.packets);
+            family.add(&[("reason", reason.name())], number(packets));
+        }
+    }
+    vec![drops, audits]
+}
+
+fn losses(kernel: &[(&'static str, u64)], lost: &LostEvents) -> Vec<Family> {
+    let mut events = Family::counter(
+        "egress_events_lost_total",
+        "Events that were lost, by the stage that lost them.",
+    );
+    let mut suppressed = Family::counter(
+        "egress_events_suppressed_total",
+        "Decisions that raised no event because the same one had just been told.",
+    );
+    for (stage, count) in kernel {
+        if *stage == "suppressed" {
+            suppressed.add(&[], number(*count));
+        } else {
+            events.add(&[("stage", stage)], number(*count));
+        }
+    }
+    for (stage, count) in lost.counts() {
+        events.add(&[("stage", stage)], number(count));
+    }
+    vec![events, suppressed]
+}
+
+fn agent(state: &AgentState) -> Vec<Family> {
+    let mut pods = Family::gauge("egress_pods", "Pods of this node, by state of coverage.");
+    for coverage in CoverageState::ALL {
+        let count = state.desired.coverage.iter().filter(|pod| pod.state == *coverage).count();
+        pods.add(&[("state", coverage.name())], number(count as u64));
+    }
+    let mut endpoints =
+        Family::gauge("egress_gateway_endpoints", "Endpoints of a gateway, by state.");
+    for gateway in &state.desired.gateways {
+        let draining = gateway.endpoints.iter().filter(|endpoint| endpoint.draining).count();
+        let name = gateway.name.to_string();
+        let serving = gateway.endpoints.len() - draining;
+        for (word, count) in [("serving", serving), ("draining", draining)] {
+            endpoints.add(&[("gateway", &name), ("state", word)], number(count as u64));
+        }
+    }
+    let mut mode = Family::gauge("egress_enforcement_mode", "1 for the strictest mode in force.");
+    for word in Mode::ALL {
+        mode.add(&[("mode", word.name())], f64::from(u8::from(state.mode() == *word)));
+    }
+    let mut problems =
+        Family::gauge("egress_registry_problems", "Problems the agent reports, by class.");
+    let reported = state.problems();
+    for code in ProblemCode::ALL {
+        let count = reported.iter().filter(|problem| problem.code == *code).count();
+        problems.add(&[("code", code.name())], number(count as u64));
+    }
+    let mut attached = Family::gauge(
+        "egress_bpf_program_attached",
+        "Links of a hook that run this agent's program.",
+    );
+    let mut hooks: BTreeMap<&str, u64> = BTreeMap::new();
+    for hook in state.hooks.iter() {
+        *hooks.entry(hook.hook).or_default() += u64::from(hook.attached);
+    }
+    for (hook, count) in hooks {
+        attached.add(&[("hook", hook)], number(count));
+    }
+    let mut entries = Family::gauge("egress_bpf_map_entries", "Entries of a kernel table.");
+    let mut capacity = Family::gauge("egress_bpf_map_capacity", "Room of a kernel table.");
+    for (map, held, room) in state.usage.iter() {
+        entries.add(&[("map", map)], number(*held as u64));
+        capacity.add(&[("map", map)], number(*room as u64));
+    }
+    let mut applies = Family::counter("egress_apply_total", "Policies applied or refused whole.");
+    let (applied, refused) = state.applies;
+    applies.add(&[("result", "applied")], number(applied));
+    applies.add(&[("result", "refused")], number(refused));
+    let mut generation =
+        Family::gauge("egress_policy_generation", "Generation of the policy the kernel runs.");
+    generation.add(&[], f64::from(state.tables.config.generation));
+    let mut synced = Family::gauge(
+        "egress_registry_last_sync_timestamp_seconds",
+        "When the registry last published a change.",
+    );
+    synced.add(&[], state.synced_at);
+    let mut lease =
+        Family::gauge("egress_agent_lease_age_seconds", "Age of the agent's last heartbeat.");
+    lease.add(&[], number(boot_clock().saturating_sub(state.beat)) / 1e9);
+    vec![
+        pods, endpoints, mode, problems, attached, entries, capacity, applies, generation, synced,
+        lease,
+    ]
+}
+
+fn build_info() -> Family {
+    let mut build = Family::gauge("egress_build_info", "1, with the agent's version and schema.");
+    let schema = egress_common::SCHEMA.to_string();
+    build.add(&[("version", env!("CARGO_PKG_VERSION")), ("schema", &schema)], 1.0);
+    build
+}
