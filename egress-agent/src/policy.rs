@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use egress_common::Mode;
+use egress_common::key::{GatewayId, PodId, PolicyId};
 use egress_common::state::{Capture, OnAgentLoss};
-use egress_common::{Mode, key::GatewayId, key::PolicyId};
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -430,6 +431,9 @@ pub struct NodeState {
     pub cgroups: BTreeMap<String, u64>,
     /// Host-side interfaces of pods.
     pub links: Vec<Link>,
+    /// The pod each interface was last known to belong to (the kernel's own table): a pod may
+    /// change the addresses it carries, and stays behind its interface all the same.
+    pub bound: BTreeMap<u32, PodId>,
     /// Absolute level of `kubepods`.
     pub kubepods_level: u32,
     /// What pods nobody knows get.
