@@ -173,7 +173,8 @@ fn a_service_with_an_endpoint_outside_is_hidden_external() {
     world.slice(slice("shop/in", "tunnel", &["10.1.0.2"], &[("metrics", 9090)]));
     assert_eq!(world.ask("10.96.0.66", TCP, 443), Reason::Cluster);
     // One endpoint outside is enough: kube-proxy may pick it.
-    world.slice(slice("shop/out", "tunnel", &["10.1.0.2", OUTSIDE], &[("https", 443)]));
+    let ips = ["10.1.0.2", "10.1.0.77", OUTSIDE];
+    world.slice(slice("shop/out", "tunnel", &ips, &[("https", 443)]));
     for dst in ["10.96.0.66", "fd00:10::66"] {
         assert_eq!(world.ask(dst, TCP, 443), Reason::HiddenExternal, "{dst}");
         assert_eq!(world.ask(dst, TCP, 9090), Reason::Cluster, "{dst}");

@@ -78,15 +78,18 @@ fn an_exception_ends_by_the_kernels_clock() {
 
 #[test]
 fn of_two_for_one_port_the_later_end_counts() {
-    let mut world = for_web("203.0.113.0/24");
-    world.snapshot.exceptions.get_mut("vendor").unwrap().expires_at = 60;
-    let mut longer = exception("longer", &["shop"], "203.0.0.0/16");
-    longer.expires_at = 90;
-    world.exception(longer);
-    let desired = world.compile();
-    let at = |second: u64| ask_at(&desired, "shop/web", OUTSIDE, TCP, 443, second * 1_000_000_000);
-    assert_eq!(at(89), Reason::Exception);
-    assert_eq!(at(90), Reason::NotGateway);
+    for (wide, narrow) in [(60, 90), (90, 60)] {
+        let mut world = for_web("203.0.113.0/24");
+        world.snapshot.exceptions.get_mut("vendor").unwrap().expires_at = narrow;
+        let mut wider = exception("wider", &["shop"], "203.0.0.0/16");
+        wider.expires_at = wide;
+        world.exception(wider);
+        let desired = world.compile();
+        let at =
+            |second: u64| ask_at(&desired, "shop/web", OUTSIDE, TCP, 443, second * 1_000_000_000);
+        assert_eq!(at(89), Reason::Exception, "{wide} {narrow}");
+        assert_eq!(at(90), Reason::NotGateway, "{wide} {narrow}");
+    }
 }
 
 #[test]

@@ -129,12 +129,19 @@ fn a_pod_that_does_not_run_yet_is_no_endpoint_and_no_problem() {
 fn an_endpoint_that_does_not_serve_is_draining() {
     let mut world = World::new();
     world.gateway_pod("gw-1", &["10.1.9.2"]);
-    let mut leaving =
-        slice("istio-system/x", "istio-egressgateway", &["10.1.9.2"], &[("https", 8443)]);
+    let ports = [("https", 8443)];
+    let mut leaving = slice("istio-system/x", "istio-egressgateway", &["10.1.9.2"], &ports);
     leaving.endpoints[0].serving = false;
     world.slice(leaving);
     assert_eq!(world.ask("10.1.9.2", TCP, 8443), Reason::GatewayDraining);
     assert_eq!(world.ask("10.96.0.20", TCP, 443), Reason::Gateway);
+    // Of two slices that disagree, one that serves is enough, whichever is read first.
+    let mut stale = slice("istio-system/a", "istio-egressgateway", &["10.1.9.1"], &ports);
+    stale.endpoints[0].serving = false;
+    world.slice(stale);
+    world.slice(slice("istio-system/z", "istio-egressgateway", &["10.1.9.2"], &ports));
+    assert_eq!(world.ask("10.1.9.1", TCP, 8443), Reason::Gateway);
+    assert_eq!(world.ask("10.1.9.2", TCP, 8443), Reason::Gateway);
     // When all of them leave, nothing new goes to the Service either.
     for slice in &mut world.snapshot.slices {
         slice.endpoints[0].serving = false;

@@ -133,9 +133,12 @@ fn a_wide_prefix_of_ipv6_says_nothing_about_ipv4() {
 fn a_mapped_prefix_is_ipv4() {
     let mut world = World::new();
     world.cluster.ranges = vec![net("::ffff:10.1.0.0/112"), net("10.0.0.0/8")];
-    world.policy_mut("shop").inbound_ranges = vec![net("::ffff:203.0.113.0/120")];
+    world.policy_mut("shop").inbound_ranges =
+        vec![net("::ffff:10.2.0.0/112"), net("::ffff:203.0.113.0/120")];
     let desired = world.compile();
     assert_eq!(kinds(&desired, "10.1.0.1"), CLUSTER);
+    // It keeps what a wider prefix of IPv4 says.
+    assert_eq!(kinds(&desired, "10.2.0.1"), CLUSTER);
     assert_eq!(kinds(&desired, "203.0.113.1"), INBOUND);
     assert_eq!(kinds(&desired, "203.0.114.1"), 0);
 }
