@@ -9,10 +9,10 @@ use egress_common::Mode;
 use tokio::sync::{Notify, watch};
 
 use crate::cli::{Run, exit};
+use crate::clock::boot_clock;
 use crate::config::{ConfigError, File};
 use crate::datapath::{
-    Applied, Attached, Check, CheckStatus, DatapathError, HookStatus, Loaded, Options, boot_clock,
-    preflight,
+    Applied, Attached, Check, CheckStatus, DatapathError, HookStatus, Loaded, Options, preflight,
 };
 use crate::identity::cgroup::Kubepods;
 use crate::identity::{cgroup, link};

@@ -10,7 +10,8 @@ use crate::key::{
 };
 use crate::packet::{Hook, Packet, Shape, protocol};
 use crate::reason::Reason;
-use crate::state::{Exact, Exception, Range, Subject, Target, address, range};
+use crate::state::{Exact, Exception, Range, Target, address, range};
+use crate::subject::Subject;
 
 /// The tables a decision reads. The kernel's are maps; everybody else brings what they have.
 pub trait Lookup {

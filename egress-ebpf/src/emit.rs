@@ -9,9 +9,9 @@ use egress_common::event::Event;
 use egress_common::key::GatewayId;
 use egress_common::packet::{Hook, Packet, Shape};
 use egress_common::state::{
-    Config, Counter, CounterKey, Direction, Pod, SUPPRESS_NS, Seen, SeenKey, Subject, loss,
+    Config, Counter, CounterKey, Direction, Pod, SUPPRESS_NS, Seen, SeenKey, loss,
 };
-use egress_common::{Reason, Ruling, Verdict};
+use egress_common::{Reason, Ruling, Subject, Verdict};
 
 use crate::maps::{COUNTERS, EVENTS, NODE_COUNTERS, SEEN, lost};
 

@@ -34,7 +34,7 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> Verdict {
     let verdict = who.verdict(ruling.reason);
     log(ctx, packet, verdict);
     let socket_uid = ctx.skb.get_socket_uid();
-    tell(ctx, &config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
+    tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
     verdict
 }
 
