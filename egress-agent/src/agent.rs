@@ -92,8 +92,21 @@ pub enum RunError {
     #[error("this node cannot enforce:{}", list(.0))]
     Preflight(Vec<Check>),
     /// Anything else.
-    #[error("{0:#}")]
+    #[error("{}", causes(.0))]
     Failed(#[from] anyhow::Error),
+}
+
+/// An error with its causes, each said once: most of ours name their cause themselves.
+pub fn causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn list(checks: &[Check]) -> String {

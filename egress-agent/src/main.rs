@@ -105,7 +105,7 @@ fn answer(result: anyhow::Result<String>) -> u8 {
             exit::OK
         }
         Err(error) => {
-            complain(&format!("{error:#}"));
+            complain(&agent::causes(&error));
             exit::FAILED
         }
     }

@@ -331,6 +331,9 @@ fn line_04_neighbour_discovery_and_listener_reports_may_be_link_local() {
 fn line_04_the_wall_checks_addresses_it_knows() {
     let forged = at(Hook::Wall, Packet { src: addr("10.0.1.3"), ..syn("10.0.1.4", 80) });
     ruled(&forged, &cluster(), 4, Reason::SpoofedSource);
+    // One family is enough to know the pod by.
+    let v4_only = Subject { v6: Addr::UNSPECIFIED, ..pod() };
+    judged(&v4_only, &forged, &cluster(), 4, Reason::SpoofedSource);
     let nameless = Subject { v4: Addr::UNSPECIFIED, v6: Addr::UNSPECIFIED, ..pod() };
     judged(&nameless, &forged, &cluster(), 11, Reason::Cluster);
     for hook in SOCKETS {
