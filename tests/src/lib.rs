@@ -18,5 +18,6 @@ pub mod manifests;
 pub mod mesh;
 pub mod netns;
 pub mod process;
+pub mod scenario;
 pub mod sniffer;
 pub mod sweep;

@@ -38,6 +38,8 @@ enum What {
         #[arg(long)]
         wait: bool,
     },
+    /// Send an echo request and wait for the reply.
+    Ping { address: IpAddr },
     /// Send a datagram through a raw socket, with an IP header of our own.
     Raw {
         address: SocketAddr,
@@ -87,6 +89,7 @@ fn main() -> std::io::Result<()> {
             (tcp(address, sni.as_deref(), http.as_deref(), Duration::from_millis(patience)), 1)
         }
         What::Udp { address, wait } => (udp(address, wait), 1),
+        What::Ping { address } => (ping(address), 1),
         What::Raw { address, source } => (raw(address).and_then(|raw| raw.send(source)), 1),
         What::Packet { address, source, interface, from, to } => {
             let sent = below(&interface).and_then(|socket| {
@@ -144,6 +147,37 @@ fn udp(address: SocketAddr, wait: bool) -> std::io::Result<String> {
     socket.set_read_timeout(Some(Duration::from_millis(700)))?;
     let mut answer = [0u8; 64];
     socket.recv_from(&mut answer).map(|_| "answered".to_owned())
+}
+
+/// An echo request through a raw ICMP socket, and its reply.
+fn ping(address: IpAddr) -> std::io::Result<String> {
+    let (domain, protocol, request, reply, header) = match address {
+        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4, 8u8, 0u8, 20),
+        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6, 128, 129, 0),
+    };
+    let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
+    socket.set_read_timeout(Some(Duration::from_millis(700)))?;
+    let [high, low] = (std::process::id() as u16).to_be_bytes();
+    // The checksum of a message that is zero but for type and identifier; IPv6's is the kernel's.
+    let sum = !(u16::from_be_bytes([request, 0]).wrapping_add(u16::from_be_bytes([high, low])));
+    let [s0, s1] = sum.to_be_bytes();
+    let message = [request, 0, s0, s1, high, low, 0, 0];
+    socket.send_to(&message, &SockAddr::from(SocketAddr::new(address, 0)))?;
+    let until = Instant::now() + Duration::from_millis(700);
+    let mut answer = [std::mem::MaybeUninit::new(0u8); 256];
+    while Instant::now() < until {
+        let length = socket.recv(&mut answer)?;
+        // SAFETY: the array was initialised, and the kernel wrote the first `length` bytes.
+        let bytes = answer.map(|byte| unsafe { byte.assume_init() });
+        let message = bytes.get(header..length).unwrap_or_default();
+        if let [kind, _, _, _, a, b, ..] = message
+            && *kind == reply
+            && [*a, *b] == [high, low]
+        {
+            return Ok("answered".to_owned());
+        }
+    }
+    Err(std::io::ErrorKind::TimedOut.into())
 }
 
 /// A raw socket with an address to send to.
