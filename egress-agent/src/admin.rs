@@ -17,7 +17,7 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 use crate::agent::AgentState;
-use crate::datapath::boot_clock;
+use crate::clock::boot_clock;
 use crate::policy::explain::{Question, explain};
 use crate::supervise::Shutdown;
 

@@ -9,10 +9,10 @@ use egress_common::Mode;
 use tokio::sync::{Notify, watch};
 
 use crate::cli::{Run, exit};
+use crate::clock::boot_clock;
 use crate::config::{ConfigError, File};
 use crate::datapath::{
-    Applied, Attached, Check, CheckStatus, DatapathError, HookStatus, Loaded, Options, boot_clock,
-    preflight,
+    Applied, Attached, Check, CheckStatus, DatapathError, HookStatus, Loaded, Options, preflight,
 };
 use crate::identity::cgroup::Kubepods;
 use crate::identity::{cgroup, link};
@@ -92,8 +92,21 @@ pub enum RunError {
     #[error("this node cannot enforce:{}", list(.0))]
     Preflight(Vec<Check>),
     /// Anything else.
-    #[error("{0:#}")]
+    #[error("{}", causes(.0))]
     Failed(#[from] anyhow::Error),
+}
+
+/// An error with its causes, each said once: most of ours name their cause themselves.
+pub fn causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn list(checks: &[Check]) -> String {

@@ -23,7 +23,7 @@ pub use counters::{CounterReader, EventRing};
 pub use diff::{Capacities, Plan, Refused, diff};
 pub use load::{Loaded, Logger};
 pub use preflight::{Check, CheckStatus, preflight};
-pub use sys::{SysError, boot_clock};
+pub use sys::SysError;
 pub use uninstall::{Removed, uninstall};
 
 /// The release object of the kernel programs, as the build script has verified it against their

@@ -159,7 +159,7 @@ pub async fn run(
             }
         }
         let reports =
-            if last { aggregates.flush() } else { aggregates.due(crate::datapath::boot_clock()) };
+            if last { aggregates.flush() } else { aggregates.due(crate::clock::boot_clock()) };
         if !reports.is_empty() {
             let state = Arc::clone(&states.borrow());
             reports.iter().for_each(|report| outlet.write(report, &state));

@@ -1,7 +1,7 @@
 //! The command: arguments, logs, exit codes.
 #![forbid(unsafe_code)]
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -105,7 +105,7 @@ fn answer(result: anyhow::Result<String>) -> u8 {
             exit::OK
         }
         Err(error) => {
-            complain(&format!("{error:#}"));
+            complain(&agent::causes(&error));
             exit::FAILED
         }
     }
@@ -117,7 +117,10 @@ fn complain(message: &str) {
 
 fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_env("EGRESS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => logs.init(),
         LogFormat::Json => logs.json().init(),

@@ -20,7 +20,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 
 use crate::agent::AgentState;
-use crate::datapath::{CounterReader, boot_clock};
+use crate::clock::boot_clock;
+use crate::datapath::CounterReader;
 use crate::events::LostEvents;
 use crate::supervise::Shutdown;
 

@@ -10,7 +10,8 @@ use crate::key::{
 };
 use crate::packet::{Hook, Packet, Shape, protocol};
 use crate::reason::Reason;
-use crate::state::{Exact, Exception, Range, Subject, Target, address, range};
+use crate::state::{Exact, Exception, Range, Target, address, range};
+use crate::subject::Subject;
 
 /// The tables a decision reads. The kernel's are maps; everybody else brings what they have.
 pub trait Lookup {
@@ -69,7 +70,7 @@ const DNS_OVER_TLS: u16 = 853;
 ///  3. Malformed, truncated, options, extension headers, a mapped address on an IPv6 wire → deny
 ///     `malformed`. Fragments → deny `fragment` unless the destination is a plain in-cluster one.
 ///  4. Source MAC or address not the pod's (link-local and unspecified only for neighbour
-///     discovery), or another's address advertised → deny `spoofed_source`.
+///     discovery and listener reports), or another's address advertised → deny `spoofed_source`.
 ///  5. Loopback (never on the wire, where a node may route it), own addresses, exact neighbour
 ///     discovery → allow `local`; multicast and broadcast, and link-local that neither the reply
 ///     table nor an exact or metadata entry names → deny `protocol`.
@@ -142,7 +143,7 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
             let reason = if exact { Reason::Local } else { Reason::Malformed };
             return Ruling::new(2, reason);
         }
-        Shape::Ip | Shape::Fragment | Shape::Neighbour | Shape::Malformed => {}
+        Shape::Ip | Shape::Fragment | Shape::Neighbour | Shape::Listener | Shape::Malformed => {}
     }
     // 3
     let mapped_on_wire = packet.is_v6 && (packet.dst.is_v4() || packet.src.is_v4());
@@ -281,6 +282,12 @@ fn neighbour(packet: &Packet) -> bool {
     matches!(packet.shape, Shape::Neighbour)
 }
 
+/// What may carry a source that is never routed.
+#[inline(always)]
+fn link_scoped(packet: &Packet) -> bool {
+    matches!(packet.shape, Shape::Neighbour | Shape::Listener)
+}
+
 #[inline(always)]
 fn arp_sender_is(who: &Subject, packet: &Packet) -> bool {
     packet.arp_mac == who.mac && (packet.src.is_unspecified() || is_own(who, &packet.src))
@@ -308,7 +315,7 @@ fn foreign_source(who: &Subject, packet: &Packet) -> bool {
         Hook::PodEgress => {
             let unrouted = packet.src.is_link_local() || packet.src.is_unspecified();
             packet.src_mac != who.mac
-                || !(is_own(who, &packet.src) || (neighbour(packet) && unrouted))
+                || !(is_own(who, &packet.src) || (link_scoped(packet) && unrouted))
                 || advertises_another(who, packet)
         }
     }
@@ -329,7 +336,7 @@ fn foreign_source_of_exempt(who: &Subject, packet: &Packet) -> bool {
         Shape::Tagged => true,
         Shape::Ethertype => false,
         Shape::Arp => !arp_sender_is(who, packet),
-        Shape::Ip | Shape::Fragment | Shape::Neighbour | Shape::Malformed => {
+        Shape::Ip | Shape::Fragment | Shape::Neighbour | Shape::Listener | Shape::Malformed => {
             let unrouted = packet.src.is_link_local() || packet.src.is_unspecified();
             !(is_own(who, &packet.src) || unrouted) || advertises_another(who, packet)
         }

@@ -17,6 +17,7 @@ pub mod key;
 pub mod packet;
 pub mod reason;
 pub mod state;
+pub mod subject;
 #[cfg(feature = "user")]
 mod user;
 
@@ -24,7 +25,7 @@ pub use decide::{Lookup, Ruling, decide};
 pub use key::Addr;
 pub use packet::Packet;
 pub use reason::{Mode, Reason, Verdict};
-pub use state::Subject;
+pub use subject::Subject;
 
 /// Number of the layout of every pinned map. A change of any key, value or record in this crate
 /// raises it; the agent keeps maps of different schemas in different directories.

@@ -78,6 +78,9 @@ closed_enum! {
         Tagged = 5 "tagged",
         /// Neither IPv4, IPv6 nor ARP.
         Ethertype = 6 "ethertype",
+        /// A multicast listener report of exactly the right shape, as every kernel sends when an
+        /// interface comes up.
+        Listener = 7 "listener",
     }
 }
 

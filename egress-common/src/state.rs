@@ -1,10 +1,10 @@
-//! Map values, and the [`Subject`] of a decision that is read from them.
+//! Map values.
 //!
 //! The agent writes these; the kernel only reads them, except counters, replies and the
 //! duplicate-suppression table, which only the kernel writes.
 
 use crate::key::{Addr, GatewayId, PodId, PolicyId};
-use crate::reason::{Mode, Reason, Verdict, closed_enum};
+use crate::reason::{Reason, Verdict, closed_enum};
 
 closed_enum! {
     /// How the mesh captures a pod's traffic.
@@ -308,95 +308,6 @@ pub struct Seen {
     pub suppressed: u64,
 }
 
-/// Who a decision is about, read from pod, policy, configuration and heartbeat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Subject {
-    /// The pod.
-    pub pod: PodId,
-    /// Its policy.
-    pub policy: PolicyId,
-    /// Mode in force, after the lease.
-    pub mode: Mode,
-    /// Mode of the source guard: at least the policy's own.
-    pub guard: Mode,
-    /// How the mesh captures it.
-    pub capture: Capture,
-    /// [`Pod::flags`].
-    pub flags: u8,
-    /// The lease has expired and the policy denies new connections then.
-    pub deny_new: bool,
-    /// The agent has not learned this pod.
-    pub unknown: bool,
-    /// The pod's MAC.
-    pub mac: [u8; 6],
-    /// The pod's IPv4 address, or unspecified.
-    pub v4: Addr,
-    /// The pod's IPv6 address, or unspecified.
-    pub v6: Addr,
-}
-
-impl Subject {
-    /// Reads the subject. `policy` is the entry of the pod's policy; a governed pod whose policy
-    /// entry is missing is judged in mode enforce, so that a half-written map never widens.
-    /// `silence` is the age of the agent's heartbeat in nanoseconds.
-    #[inline(always)]
-    pub fn of(pod: &Pod, policy: Option<&Policy>, config: &Config, silence: u64) -> Self {
-        let governed = pod.policy != PolicyId::NONE;
-        let (declared, on_loss) = match policy {
-            _ if !governed => (Mode::Off, OnAgentLoss::Hold),
-            Some(policy) => (
-                Mode::from_number(policy.mode).unwrap_or(Mode::Enforce),
-                OnAgentLoss::from_number(policy.on_agent_loss).unwrap_or(OnAgentLoss::Hold),
-            ),
-            None => (Mode::Enforce, OnAgentLoss::Hold),
-        };
-        let stale = config.lease != 0 && silence > config.lease;
-        let mode = match (stale, on_loss, declared) {
-            (true, OnAgentLoss::Audit, Mode::Enforce) => Mode::Audit,
-            _ => declared,
-        };
-        Self {
-            pod: pod.id,
-            policy: pod.policy,
-            mode,
-            guard: mode.max(Mode::from_number(config.guard).unwrap_or(Mode::Enforce)),
-            capture: Capture::from_number(pod.capture).unwrap_or(Capture::None),
-            flags: pod.flags,
-            deny_new: stale && matches!(on_loss, OnAgentLoss::DenyNew),
-            unknown: false,
-            mac: pod.mac,
-            v4: pod.v4,
-            v6: pod.v6,
-        }
-    }
-
-    /// The subject of traffic whose pod the agent has not learned.
-    #[inline(always)]
-    pub fn unknown(config: &Config) -> Self {
-        let mode = Mode::from_number(config.unknown_pod).unwrap_or(Mode::Enforce);
-        Self {
-            pod: PodId::UNKNOWN,
-            policy: PolicyId::NONE,
-            mode,
-            guard: mode,
-            capture: Capture::None,
-            flags: 0,
-            deny_new: false,
-            unknown: true,
-            mac: [0; 6],
-            v4: Addr::UNSPECIFIED,
-            v6: Addr::UNSPECIFIED,
-        }
-    }
-
-    /// What a reason becomes for this subject: the source guard has a mode of its own.
-    #[inline(always)]
-    pub const fn verdict(&self, reason: Reason) -> Verdict {
-        let mode = if matches!(reason, Reason::SpoofedSource) { self.guard } else { self.mode };
-        mode.verdict(reason)
-    }
-}
-
 const _: () = {
     assert!(size_of::<Pod>() == 64);
     assert!(size_of::<Policy>() == 4);
@@ -410,57 +321,3 @@ const _: () = {
     assert!(size_of::<SeenKey>() == 32);
     assert!(size_of::<Seen>() == 16);
 };
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const POD: Pod = Pod {
-        id: PodId(1),
-        policy: PolicyId(2),
-        capture: 0,
-        flags: 0,
-        mac: [0; 6],
-        proxy_uid: Pod::NO_PROXY,
-        proxy_gid: Pod::NO_PROXY,
-        v4: Addr::UNSPECIFIED,
-        v6: Addr::UNSPECIFIED,
-    };
-
-    fn subject(mode: Mode, on_loss: OnAgentLoss, guard: Mode, silence: u64) -> Subject {
-        let policy = Policy { mode: mode.number(), on_agent_loss: on_loss.number(), pad: [0; 2] };
-        let config = Config { lease: 100, guard: guard.number(), ..Config::default() };
-        Subject::of(&POD, Some(&policy), &config, silence)
-    }
-
-    #[test]
-    fn an_expired_lease_changes_only_what_the_policy_says() {
-        for (on_loss, mode, deny_new) in [
-            (OnAgentLoss::Hold, Mode::Enforce, false),
-            (OnAgentLoss::DenyNew, Mode::Enforce, true),
-            (OnAgentLoss::Audit, Mode::Audit, false),
-        ] {
-            let fresh = subject(Mode::Enforce, on_loss, Mode::Off, 100);
-            assert_eq!((fresh.mode, fresh.deny_new), (Mode::Enforce, false));
-            let stale = subject(Mode::Enforce, on_loss, Mode::Off, 101);
-            assert_eq!((stale.mode, stale.deny_new), (mode, deny_new), "{on_loss}");
-        }
-        // A lease never turns enforcement on.
-        assert_eq!(subject(Mode::Off, OnAgentLoss::Audit, Mode::Off, 101).mode, Mode::Off);
-    }
-
-    #[test]
-    fn a_missing_policy_entry_never_widens() {
-        let subject = Subject::of(&POD, None, &Config::default(), 0);
-        assert_eq!(subject.mode, Mode::Enforce);
-    }
-
-    #[test]
-    fn the_source_guard_is_at_least_as_strict_as_the_policy() {
-        let guarded = subject(Mode::Audit, OnAgentLoss::Hold, Mode::Enforce, 0);
-        assert_eq!(guarded.verdict(Reason::SpoofedSource), Verdict::Drop);
-        assert_eq!(guarded.verdict(Reason::NotGateway), Verdict::Audit);
-        let enforced = subject(Mode::Enforce, OnAgentLoss::Hold, Mode::Off, 0);
-        assert_eq!(enforced.verdict(Reason::SpoofedSource), Verdict::Drop);
-    }
-}

@@ -39,7 +39,6 @@ pub(crate) fn call(ctx: &SockAddrContext, hook: Hook) -> Verdict {
     let verdict = who.verdict(ruling.reason);
     log(&packet, verdict, ctx);
     tell(
-        ctx,
         &config,
         &Told {
             who: &who,

@@ -4,15 +4,14 @@
 //! or else the boundary where the pod has one, or else the wall. Socket hooks count only what
 //! they refuse, because what they let through comes back as packets.
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 use egress_common::event::Event;
 use egress_common::key::GatewayId;
-use egress_common::packet::{Hook, Packet};
+use egress_common::packet::{Hook, Packet, Shape};
 use egress_common::state::{
-    Config, Counter, CounterKey, Direction, Pod, SUPPRESS_NS, Seen, SeenKey, Subject, loss,
+    Config, Counter, CounterKey, Direction, Pod, SUPPRESS_NS, Seen, SeenKey, loss,
 };
-use egress_common::{Reason, Ruling, Verdict};
+use egress_common::{Reason, Ruling, Subject, Verdict};
 
 use crate::maps::{COUNTERS, EVENTS, NODE_COUNTERS, SEEN, lost};
 
@@ -53,15 +52,17 @@ fn final_here(told: &Told<'_>) -> bool {
 
 /// Counts the decision and, where it denies, sends an event.
 #[inline(always)]
-pub(crate) fn tell<C: EbpfContext>(ctx: &C, config: &Config, told: &Told<'_>) {
+pub(crate) fn tell(config: &Config, told: &Told<'_>) {
     let counted = final_here(told);
     if counted {
         let connections = u64::from(told.packet.counts_as_connection());
         let amount = Counter { connections, packets: 1, bytes: u64::from(told.len) };
         count(told.who, told.ruling, told.verdict, Direction::Tx, &amount);
     }
-    if !matches!(told.verdict, Verdict::Allow) {
-        event(ctx, config, told, counted);
+    // Every kernel sends listener reports when an interface comes up: counted, and no news.
+    let news = !matches!(told.packet.shape, Shape::Listener);
+    if !matches!(told.verdict, Verdict::Allow) && news {
+        event(config, told, counted);
     }
 }
 
@@ -133,7 +134,7 @@ fn first_in_window(told: &Told<'_>) -> Option<u64> {
 }
 
 #[inline(always)]
-fn event<C: EbpfContext>(ctx: &C, config: &Config, told: &Told<'_>, counted: bool) {
+fn event(config: &Config, told: &Told<'_>, counted: bool) {
     let Some(suppressed) = first_in_window(told) else {
         return;
     };
@@ -148,7 +149,6 @@ fn event<C: EbpfContext>(ctx: &C, config: &Config, told: &Told<'_>, counted: boo
     } else {
         (0, told.socket_uid, [0; 16])
     };
-    let _ = ctx;
     entry.write(Event {
         time: told.now,
         pod: told.who.pod,

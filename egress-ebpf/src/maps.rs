@@ -107,10 +107,9 @@ pub(crate) fn by_cgroup(config: &Config, ancestor: impl Fn(i32) -> u64) -> Optio
     let level = config.kubepods_level as i32;
     let deep = ancestor(level + 2);
     // SAFETY: as in `by_interface`.
-    if deep != 0
-        && let Some(pod) = unsafe { PODS.get(deep) }
-    {
-        return Some(pod);
+    let found = if deep == 0 { None } else { unsafe { PODS.get(deep) } };
+    if found.is_some() {
+        return found;
     }
     let shallow = ancestor(level + 1);
     // SAFETY: as in `by_interface`.

@@ -34,7 +34,7 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> Verdict {
     let verdict = who.verdict(ruling.reason);
     log(ctx, packet, verdict);
     let socket_uid = ctx.skb.get_socket_uid();
-    tell(ctx, &config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
+    tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
     verdict
 }
 
@@ -96,7 +96,6 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
     let verdict = who.verdict(ruling.reason);
     let socket_uid = ctx.skb.get_socket_uid();
     tell(
-        ctx,
         &config,
         &Told { who: &who, packet: &packet, ruling, verdict, now, len, ifindex, socket_uid },
     );

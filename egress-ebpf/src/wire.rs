@@ -180,7 +180,8 @@ fn ipv6<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B) -> Option<()>
     match next {
         protocol::ICMPV6 => icmp6::<B, AT>(packet, bytes, payload),
         protocol::TCP | protocol::UDP => transport(packet, bytes, AT + 40, payload),
-        HEADER_HOP_BY_HOP => jumbo::<B, AT>(packet, bytes, payload),
+        HEADER_HOP_BY_HOP if payload == 0 => jumbo::<B, AT>(packet, bytes),
+        HEADER_HOP_BY_HOP => listener::<B, AT>(packet, bytes),
         HEADER_ROUTING | HEADER_FRAGMENT | HEADER_AUTH | HEADER_NONE | HEADER_DESTINATION
         | HEADER_MOBILITY | HEADER_HIP | HEADER_SHIM6 => None,
         // A protocol without ports, which the cluster may still allow.
@@ -194,16 +195,35 @@ fn ipv6<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B) -> Option<()>
 /// The one extension header a kernel adds by itself: the eight bytes of BIG TCP, only on a packet
 /// it is still going to segment.
 #[inline(always)]
-fn jumbo<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B, payload: u32) -> Option<()> {
+fn jumbo<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B) -> Option<()> {
     const TCP_AND_NO_MORE: u16 = (protocol::TCP as u16) << 8;
     const JUMBO_OPTION: u16 = 0xc204;
     let exact = bytes.half(AT + 40)? == TCP_AND_NO_MORE && bytes.half(AT + 42)? == JUMBO_OPTION;
-    if !exact || payload != 0 || !bytes.is_gso() {
+    if !exact || !bytes.is_gso() {
         return None;
     }
     packet.protocol = protocol::TCP;
     packet.flow_protocol = protocol::TCP;
     transport(packet, bytes, AT + 48, bytes.len().saturating_sub(AT as u32 + 48))
+}
+
+/// A multicast listener report: behind a router alert and nothing else, never to be forwarded.
+#[inline(always)]
+fn listener<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B) -> Option<()> {
+    const ICMPV6_AND_NO_MORE: u16 = (protocol::ICMPV6 as u16) << 8;
+    const ROUTER_ALERT: u16 = 0x0502;
+    const HOPS: usize = 7;
+    let exact = bytes.half(AT + 40)? == ICMPV6_AND_NO_MORE
+        && bytes.half(AT + 42)? == ROUTER_ALERT
+        && bytes.half(AT + 44)? == 0
+        && bytes.byte(AT + HOPS)? == 1;
+    let kind = bytes.byte(AT + 48)?;
+    if exact && matches!(kind, 131 | 132 | 143) && packet.dst.is_multicast_or_broadcast() {
+        packet.protocol = protocol::ICMPV6;
+        packet.flow_protocol = protocol::ICMPV6;
+        packet.shape = Shape::Listener;
+    }
+    Some(())
 }
 
 /// TCP and UDP; other protocols have nothing we read.

@@ -72,7 +72,7 @@ impl Loaded {
         may_remove: bool,
     ) -> Result<(Attached, Applied), DatapathError> {
         let mut applied = write(&mut self.maps, tables, may_remove)?;
-        self.maps.beat(sys::boot_clock())?;
+        self.maps.beat(crate::clock::boot_clock())?;
         let boundary = self.programs.iter().find(|program| program.hook.name == "pod_egress");
         let has_tcx = boundary.is_some_and(|program| sys::has_tcx(program.fd.as_fd()));
         let attached = Attached {
@@ -148,7 +148,7 @@ impl Attached {
     /// # Errors
     /// When the map cannot be written.
     pub fn beat(&mut self) -> Result<(), DatapathError> {
-        self.maps.beat(sys::boot_clock())
+        self.maps.beat(crate::clock::boot_clock())
     }
 
     /// What is attached where, as the kernel says, compared with what this agent loaded.

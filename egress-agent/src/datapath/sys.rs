@@ -189,14 +189,6 @@ pub(super) fn has_tcx(program: BorrowedFd<'_>) -> bool {
     }
 }
 
-/// `CLOCK_BOOTTIME`, nanoseconds: what `bpf_ktime_get_boot_ns` reads.
-pub fn boot_clock() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: a valid pointer to a timespec; the clock exists since Linux 2.6.39.
-    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
-    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
-}
-
 fn bpf<T>(
     command: bpf_cmd,
     attr: &mut T,

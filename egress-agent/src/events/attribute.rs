@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::aggregate::{Process, Report};
 use crate::agent::AgentState;
-use crate::datapath::boot_clock;
+use crate::clock::boot_clock;
 
 /// A report with every name that is known.
 pub(super) struct Named {

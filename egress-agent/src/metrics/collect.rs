@@ -10,7 +10,8 @@ use prometheus::{Encoder, TextEncoder};
 
 use super::family::{Family, number};
 use crate::agent::AgentState;
-use crate::datapath::{CounterReader, DatapathError, boot_clock};
+use crate::clock::boot_clock;
+use crate::datapath::{CounterReader, DatapathError};
 use crate::events::LostEvents;
 use crate::policy::{Coverage, CoverageState, ProblemCode};
 

@@ -8,9 +8,10 @@ mod fix;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use egress_common::Subject;
 use egress_common::key::{AddressKey, ExactKey, PodId, PolicyId, RangeKey};
 use egress_common::packet::{Hook, Packet, Shape, protocol, tcp};
-use egress_common::state::{Capture, Pod, Subject, Target, address, range};
+use egress_common::state::{Capture, Pod, Target, address, range};
 use egress_common::{Addr, Lookup, Ruling, decide};
 use serde::{Deserialize, Serialize};
 

@@ -180,6 +180,20 @@ fn the_jumbo_header_is_read_only_on_a_packet_still_to_be_segmented() {
 }
 
 #[test]
+fn a_listener_report_is_exact_or_malformed() {
+    let mut payload = vec![58, 0, 5, 2, 0, 0, 1, 0, 143, 0, 0, 0, 0, 0, 0, 0];
+    let mut bytes = v6(0, 1, &payload);
+    bytes[24..40].copy_from_slice(&[0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x16]);
+    assert_eq!(parse(&ethernet(ETH_IPV6, &bytes)).shape, Shape::Listener);
+    // To a unicast address, with another hop limit, or another message behind the alert.
+    assert_eq!(parse(&ethernet(ETH_IPV6, &v6(0, 1, &payload))).shape, Shape::Malformed);
+    bytes[7] = 64;
+    assert_eq!(parse(&ethernet(ETH_IPV6, &bytes)).shape, Shape::Malformed);
+    payload[8] = 128;
+    assert_eq!(parse(&ethernet(ETH_IPV6, &v6(0, 1, &payload))).shape, Shape::Malformed);
+}
+
+#[test]
 fn tags_and_foreign_ethertypes_are_told_apart_from_ip() {
     let inner = ethernet(ETH_IPV4, &v4(6, &tcp(2)));
     assert_eq!(parse_as(&inner, ETH_IPV4, true, false).shape, Shape::Tagged);

@@ -1,8 +1,9 @@
 //! What to do about a verdict, one sentence for each reason.
 
 use egress_common::Reason;
+use egress_common::Subject;
 use egress_common::key::{ExactKey, GatewayId};
-use egress_common::state::{Subject, Target};
+use egress_common::state::Target;
 
 use super::Question;
 use crate::policy::{Declaration, Desired, Tables};

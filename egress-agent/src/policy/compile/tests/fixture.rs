@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use egress_common::Subject;
 use egress_common::key::{Addr, AddressKey, PolicyId};
 use egress_common::packet::{Hook, Packet, protocol, tcp};
-use egress_common::state::{Capture, OnAgentLoss, Subject};
+use egress_common::state::{Capture, OnAgentLoss};
 use egress_common::{Mode, Reason, decide};
 use ipnet::IpNet;
 
