@@ -166,4 +166,4 @@ fn configured(what: &str) -> Origin {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -3,20 +3,21 @@
 //! The same [`decide`] as the kernel's, on the tables read back from the kernel; this module only
 //! builds the question and names what was found.
 
+mod entry;
 mod fix;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use egress_common::Subject;
-use egress_common::key::{AddressKey, ExactKey, PodId, PolicyId, RangeKey};
-use egress_common::packet::{Hook, Packet, Shape, protocol, tcp};
-use egress_common::state::{Capture, Pod, Target, address, range};
-use egress_common::{Addr, Lookup, Ruling, decide};
+use egress_common::key::PodId;
+use egress_common::packet::{Hook, Packet, protocol, tcp};
+use egress_common::state::{Capture, Pod};
+use egress_common::{Addr, Subject, Verdict, decide};
 use serde::{Deserialize, Serialize};
 
 use super::tables::At;
 use super::{Coverage, Declaration, Desired, Tables};
+use entry::{Asked, Found};
 
 /// A destination to ask about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +137,7 @@ pub const LINES: [&str; 15] = [
     "the agent's lease has expired and the policy denies new connections then",
 ];
 
-/// Answers for a pod that the snapshot knows.
+/// Answers for a pod that the snapshot knows. `now` is the boot clock in nanoseconds.
 pub fn explain(
     desired: &Desired,
     live: &Tables,
@@ -145,18 +146,13 @@ pub fn explain(
     question: &Question,
     now: u64,
 ) -> Explanation {
-    let entry = kernel_entry(live, pod);
-    let subject = match entry {
-        Some(entry) => Subject::of(entry, live.policies.get(&entry.policy), &live.config, 0),
-        None => Subject::unknown(&live.config),
-    };
+    let subject = subject(live, kernel_entry(live, pod));
     let packet = first_packet(&subject, question);
-    let lookup = At { tables: live, now };
-    let ruling = decide(&subject, &packet, &lookup);
+    let ruling = decide(&subject, &packet, &At { tables: live, now });
     let verdict = subject.verdict(ruling.reason);
-    let found = found(desired, live, &subject, &packet, ruling);
-    let (entry_text, origin) = match found {
-        Some((text, origin)) => (Some(text), origin),
+    let asked = Asked { desired, live, pod, who: &subject, packet: &packet, now };
+    let (entry, origin) = match asked.found(ruling) {
+        Some(Found { text, origin }) => (Some(text), origin),
         None => (None, None),
     };
     Explanation {
@@ -166,31 +162,42 @@ pub fn explain(
         reason: ruling.reason.name().to_owned(),
         line: ruling.line,
         rule: LINES.get(usize::from(ruling.line)).copied().unwrap_or_default().to_owned(),
-        socket: socket_answer(pod, verdict, question),
-        entry: entry_text,
+        socket: socket_answer(live, pod, question, now),
+        entry,
         origin,
         policy: pod.policy.clone(),
         mode: subject.mode.name().to_owned(),
         generation: live.config.generation,
-        fix: fix::fix(desired, live, declarations, &subject, question, ruling.reason),
+        fix: fix::fix(&asked, declarations, ruling.reason),
     }
 }
 
 /// What the kernel holds for the pod: the boundary's entry, or the wall's.
 fn kernel_entry<'a>(live: &'a Tables, pod: &Coverage) -> Option<&'a Pod> {
-    let id = PodId::of(&pod.uid);
     let interface = pod.ifindex.and_then(|index| live.interfaces.get(&index));
-    let cgroup = pod.cgroup.and_then(|cgroup| live.pods.get(&cgroup));
-    interface.or(cgroup).filter(|entry| entry.id == id)
+    let entry = interface.or_else(|| wall_entry(live, pod));
+    entry.filter(|entry| entry.id == PodId::of(&pod.uid))
+}
+
+/// What the hooks at the cgroup know the pod by.
+fn wall_entry<'a>(live: &'a Tables, pod: &Coverage) -> Option<&'a Pod> {
+    pod.cgroup.and_then(|cgroup| live.pods.get(&cgroup))
+}
+
+/// Who a decision is about. The agent that answers is alive, so its lease has not expired.
+fn subject(live: &Tables, entry: Option<&Pod>) -> Subject {
+    match entry {
+        Some(entry) => Subject::of(entry, live.policies.get(&entry.policy), &live.config, 0),
+        None => Subject::unknown(&live.config),
+    }
 }
 
 /// The packet that would open the connection, as the boundary sees it.
 fn first_packet(subject: &Subject, question: &Question) -> Packet {
     let dst = Addr::from(question.ip);
     let mut packet = Packet::call(Hook::PodEgress, question.protocol, dst, question.port, 0);
-    packet.shape = Shape::Ip;
     packet.src_mac = subject.mac;
-    packet.src = if question.ip.is_ipv4() { subject.v4 } else { subject.v6 };
+    packet.src = if dst.is_v4() { subject.v4 } else { subject.v6 };
     if question.protocol == protocol::TCP {
         packet.tcp_flags = tcp::SYN;
     }
@@ -201,90 +208,40 @@ fn first_packet(subject: &Subject, question: &Question) -> Packet {
     packet
 }
 
-fn socket_answer(pod: &Coverage, verdict: egress_common::Verdict, question: &Question) -> String {
-    let denied = verdict == egress_common::Verdict::Drop;
-    let call = if question.protocol == protocol::TCP { "connect" } else { "send" };
-    match pod.capture {
-        Capture::None if denied => format!("{call} fails at once with EPERM"),
-        Capture::None => format!("{call} succeeds"),
-        Capture::Sidecar if denied => format!(
-            "{call} by the application goes to the sidecar; by the proxy's own user it fails with EPERM"
-        ),
-        Capture::Sidecar => format!("{call} goes to the sidecar first"),
-        Capture::Ambient => format!("{call} goes to ztunnel first"),
-    }
-}
-
-/// The entry a ruling rests on, as text, and where it came from.
-fn found(
-    desired: &Desired,
-    live: &Tables,
-    who: &Subject,
-    packet: &Packet,
-    ruling: Ruling,
-) -> Option<(String, Option<String>)> {
-    let origins = &desired.origins;
-    let policy = policy_name(desired, who.policy);
-    let exact = ExactKey::new(who.policy, packet.dst, packet.protocol, packet.dst_port);
-    if let Some(entry) = live.exact.get(&exact)
-        && matches!(ruling.line, 7..=11)
-    {
-        let target = Target::from_number(entry.target).map_or("unknown", Target::name);
-        let text = format!(
-            "EXACT[{policy}, {}, protocol {}, port {}] = {target}{}",
-            packet.dst,
-            packet.protocol,
-            packet.dst_port,
-            gateway_name(desired, entry.gateway.0)
+/// What the socket hooks answer. They deny only what they are certain of: a captured
+/// application's call is its proxy's to make.
+fn socket_answer(live: &Tables, pod: &Coverage, question: &Question, now: u64) -> String {
+    let dst = Addr::from(question.ip);
+    let hook = match (question.protocol, dst.is_v4()) {
+        (protocol::TCP, true) => Hook::Connect4,
+        (protocol::TCP, false) => Hook::Connect6,
+        (protocol::UDP, true) => Hook::Sendmsg4,
+        (protocol::UDP, false) => Hook::Sendmsg6,
+        _ => return "no socket hook sees this protocol; the packet hooks decide".to_owned(),
+    };
+    let Some(entry) = wall_entry(live, pod) else {
+        return format!(
+            "{hook} lets it pass: the pod's cgroup is not known; the packet hooks decide"
         );
-        return Some((text, origins.exact.get(&exact).map(ToString::to_string)));
+    };
+    let who = subject(live, Some(entry));
+    let call = Packet::call(hook, question.protocol, dst, question.port, 0);
+    let reason = decide(&who, &call, &At { tables: live, now }).reason;
+    let answer = match who.verdict(reason) {
+        Verdict::Allow => "lets it pass",
+        Verdict::Audit => "reports it and lets it pass",
+        Verdict::Drop => "refuses it at once with EPERM",
+    };
+    match Capture::from_number(entry.capture) {
+        Some(Capture::None) => format!("{hook} {answer}"),
+        Some(Capture::Sidecar) => format!(
+            "{hook} lets the application's call pass, because the sidecar takes it over; for the \
+             sidecar's own user it {answer}"
+        ),
+        Some(Capture::Ambient) | None => {
+            format!("{hook} lets it pass, because ztunnel takes it over; the packet hooks decide")
+        }
     }
-    let whole = AddressKey { policy: who.policy, addr: packet.dst };
-    if let Some(bits) = live.addresses.get(&whole)
-        && ruling.line == 9
-    {
-        let word =
-            if bits & address::GATEWAY != 0 { "gateway" } else { "another policy's gateway" };
-        return Some((format!("ADDRESSES[{policy}, {}] = {word}", packet.dst), None));
-    }
-    let (key, value) = live.longest(who.policy, packet.dst)?;
-    if !matches!(ruling.line, 7 | 11 | 12 | 13) {
-        return None;
-    }
-    let (bits, RangeKey { addr, .. }) = *key;
-    let length = if addr.is_v4() && bits >= 128 { bits - 128 } else { bits - 32 };
-    let text = format!("RANGES[{policy}, {addr}/{length}] = {}", kinds(value.kinds));
-    Some((text, origins.ranges.get(key).map(ToString::to_string)))
-}
-
-fn kinds(kinds: u32) -> String {
-    let names = [
-        (range::CLUSTER, "cluster"),
-        (range::NODE, "node"),
-        (range::METADATA, "metadata"),
-        (range::MESH_VIP, "mesh_vip"),
-        (range::INBOUND, "inbound"),
-    ];
-    let set: Vec<&str> =
-        names.iter().filter(|(bit, _)| kinds & bit != 0).map(|(_, name)| *name).collect();
-    if set.is_empty() { "exceptions".to_owned() } else { set.join("+") }
-}
-
-fn policy_name(desired: &Desired, id: PolicyId) -> String {
-    match desired.origins.policies.get(&id) {
-        Some(origin) => format!("policy {}", origin.name),
-        None => "no policy".to_owned(),
-    }
-}
-
-fn gateway_name(desired: &Desired, id: u32) -> String {
-    let known = desired.gateways.iter().find(|gateway| gateway.id == id && id != 0);
-    known.map_or_else(String::new, |gateway| format!(" {}", gateway.name))
-}
-
-/// Whether the tables allow it, for callers that need no words.
-pub fn allows(live: &impl Lookup, subject: &Subject, question: &Question) -> bool {
-    !decide(subject, &first_packet(subject, question), live).reason.denies()
 }
 
 #[cfg(test)]

@@ -49,8 +49,17 @@ pub struct Origins {
 impl Tables {
     /// The longest prefix of the policy that covers the address, with its length in bits.
     pub fn longest(&self, policy: PolicyId, addr: Addr) -> Option<(&(u32, RangeKey), &Range)> {
+        self.covering(policy, addr).next_back()
+    }
+
+    /// Every prefix of the policy that covers the address, widest first.
+    pub fn covering(
+        &self,
+        policy: PolicyId,
+        addr: Addr,
+    ) -> impl DoubleEndedIterator<Item = (&(u32, RangeKey), &Range)> {
         let octets = addr.octets();
-        (0..=128u32).rev().find_map(|len| {
+        (0..=128u32).filter_map(move |len| {
             let key = RangeKey { policy, addr: masked(octets, len) };
             self.ranges.get_key_value(&(32 + len, key))
         })

@@ -3,7 +3,7 @@
 mod coverage;
 mod exact;
 mod exceptions;
-mod fixture;
+pub(in crate::policy) mod fixture;
 mod gateways;
 mod links;
 mod properties;

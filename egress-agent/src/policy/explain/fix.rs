@@ -1,22 +1,15 @@
 //! What to do about a verdict, one sentence for each reason.
 
 use egress_common::Reason;
-use egress_common::Subject;
 use egress_common::key::{ExactKey, GatewayId};
-use egress_common::state::Target;
+use egress_common::packet::protocol;
+use egress_common::state::{Exact, Target};
 
-use super::Question;
-use crate::policy::{Declaration, Desired, Tables};
+use super::entry::Asked;
+use crate::policy::Declaration;
 
 /// The sentence.
-pub(super) fn fix(
-    desired: &Desired,
-    live: &Tables,
-    declarations: &[Declaration],
-    who: &Subject,
-    question: &Question,
-    reason: Reason,
-) -> String {
+pub(super) fn fix(asked: &Asked<'_>, declarations: &[Declaration], reason: Reason) -> String {
     let text = match reason {
         Reason::Exempt => {
             "nothing: no policy judges this pod; select it in an EgressPolicy to change that"
@@ -28,10 +21,14 @@ pub(super) fn fix(
         | Reason::Infrastructure
         | Reason::Cluster => "nothing: it is allowed",
         Reason::Exception => "nothing for now: it stops with the exception",
-        Reason::GatewayPort => return gateway_port(live, who, question),
-        Reason::NotGateway => return not_gateway(desired, declarations, question),
+        Reason::GatewayPort => return gateway_port(asked),
+        Reason::NotGateway => return not_gateway(asked, declarations),
         Reason::Ethertype | Reason::Malformed | Reason::Fragment => {
             "find the process that sends it: no ordinary socket does"
+        }
+        Reason::SpoofedSource if asked.packet.src.is_unspecified() => {
+            "the pod has no address of this family: only a forged source could reach it; correct \
+             status.podIPs if it should have one"
         }
         Reason::SpoofedSource => {
             "find the process that forges the source; a pod that routes for others cannot be governed"
@@ -64,26 +61,50 @@ pub(super) fn fix(
 }
 
 /// The ports that would have been right.
-fn gateway_port(live: &Tables, who: &Subject, question: &Question) -> String {
-    let addr = question.ip.into();
-    let endpoint = |(key, entry): (&ExactKey, &egress_common::state::Exact)| {
-        let dialled = key.policy() == who.policy && key.addr() == addr;
-        (dialled && entry.gateway != GatewayId::NONE && entry.target != Target::Draining.number())
-            .then(|| key.port().to_string())
+fn gateway_port(asked: &Asked<'_>) -> String {
+    let open = |(key, entry): (&ExactKey, &Exact)| {
+        let here = key.policy() == asked.who.policy && key.addr() == asked.packet.dst;
+        let gateway = entry.gateway != GatewayId::NONE && entry.target == Target::Gateway.number();
+        (here && gateway)
+            .then(|| format!("{}/{}", key.port(), super::entry::protocol_name(key.protocol())))
     };
-    let ports: Vec<String> = live.exact.iter().filter_map(endpoint).collect();
-    format!("dial one of the gateway's endpoints: port {} of this address", ports.join(", "))
+    let open: Vec<String> = asked.live.exact.iter().filter_map(open).collect();
+    if open.is_empty() {
+        "nothing at this address may be dialled now: see the gateway's endpoints and problems in \
+         `egress-agent status`"
+            .to_owned()
+    } else {
+        format!("dial an endpoint of the gateway: here {}", open.join(", "))
+    }
 }
 
 /// Declared or not: who should have taken the connection to the gateway.
-fn not_gateway(desired: &Desired, declarations: &[Declaration], question: &Question) -> String {
+fn not_gateway(asked: &Asked<'_>, declarations: &[Declaration]) -> String {
+    let policy = asked.pod.policy.as_ref();
+    let own = asked
+        .desired
+        .gateways
+        .iter()
+        .filter(|gateway| policy.is_some_and(|policy| gateway.policies.contains(policy)));
+    let names: Vec<String> = own.map(|gateway| gateway.name.to_string()).collect();
+    if names.is_empty() {
+        return "name a gateway in spec.gateways of the policy, or open it for a time with an \
+                EgressException"
+            .to_owned();
+    }
+    let gateways = names.join(" or ");
+    if asked.packet.protocol != protocol::TCP {
+        return format!(
+            "use TCP through {gateways}: the mesh carries nothing else; or open it for a time with \
+             an EgressException"
+        );
+    }
     let declares = |declaration: &&Declaration| {
-        declaration.addresses.iter().any(|net| net.contains(&question.ip))
-            && (declaration.ports.is_empty() || declaration.ports.contains(&question.port))
+        let dialled = asked.packet.dst_port;
+        visible(declaration, &asked.pod.pod.namespace)
+            && declaration.addresses.iter().any(|net| net.contains(&asked.packet.dst.ip()))
+            && (declaration.ports.is_empty() || declaration.ports.contains(&dialled))
     };
-    let gateways: Vec<String> =
-        desired.gateways.iter().map(|gateway| gateway.name.to_string()).collect();
-    let gateways = gateways.join(" or ");
     match declarations.iter().find(declares) {
         Some(declared) if declared.routed_by.is_empty() => format!(
             "{} declares it, but no VirtualService routes it: route it through {gateways}",
@@ -99,4 +120,14 @@ fn not_gateway(desired: &Desired, declarations: &[Declaration], question: &Quest
              with an EgressException"
         ),
     }
+}
+
+/// Whether the declaration is exported to the namespace.
+fn visible(declaration: &Declaration, namespace: &str) -> bool {
+    declaration.export_to.is_empty()
+        || declaration.export_to.iter().any(|to| match to.as_str() {
+            "*" => true,
+            "." => declaration.name.namespace == namespace,
+            named => named == namespace,
+        })
 }

@@ -18,36 +18,36 @@ use crate::policy::{
     Selector, Service, ServicePort, Slice, SliceEndpoint, Snapshot,
 };
 
-pub(super) const TCP: u8 = protocol::TCP;
-pub(super) const UDP: u8 = protocol::UDP;
-pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+pub(in crate::policy) const TCP: u8 = protocol::TCP;
+pub(in crate::policy) const UDP: u8 = protocol::UDP;
+pub(in crate::policy) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 /// An address nobody names.
-pub(super) const OUTSIDE: &str = "203.0.113.10";
-pub(super) const GATEWAY: &str = "istio-system/istio-egressgateway";
+pub(in crate::policy) const OUTSIDE: &str = "203.0.113.10";
+pub(in crate::policy) const GATEWAY: &str = "istio-system/istio-egressgateway";
 
-pub(super) fn ip(text: &str) -> IpAddr {
+pub(in crate::policy) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-pub(super) fn net(text: &str) -> IpNet {
+pub(in crate::policy) fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-pub(super) fn name(text: &str) -> ObjectName {
+pub(in crate::policy) fn name(text: &str) -> ObjectName {
     let (namespace, name) = text.split_once('/').unwrap();
     ObjectName { namespace: namespace.to_owned(), name: name.to_owned() }
 }
 
-pub(super) fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+pub(in crate::policy) fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
-pub(super) fn origin(kind: &str, name: &str) -> Origin {
+pub(in crate::policy) fn origin(kind: &str, name: &str) -> Origin {
     Origin { kind: kind.to_owned(), name: name.to_owned(), file: None }
 }
 
 /// A running pod; its UID is its name.
-pub(super) fn pod(full: &str, ips: &[&str]) -> Pod {
+pub(in crate::policy) fn pod(full: &str, ips: &[&str]) -> Pod {
     Pod {
         uid: full.to_owned(),
         cgroup_uid: full.to_owned(),
@@ -67,7 +67,11 @@ pub(super) fn pod(full: &str, ips: &[&str]) -> Pod {
 }
 
 /// A Service with ports as (name, port), TCP.
-pub(super) fn service(full: &str, cluster_ips: &[&str], ports: &[(&str, u16)]) -> Service {
+pub(in crate::policy) fn service(
+    full: &str,
+    cluster_ips: &[&str],
+    ports: &[(&str, u16)],
+) -> Service {
     Service {
         name: name(full),
         labels: BTreeMap::new(),
@@ -89,7 +93,12 @@ fn service_ports(ports: &[(&str, u16)]) -> Vec<ServicePort> {
 }
 
 /// A slice of a Service, serving, without target references.
-pub(super) fn slice(full: &str, service: &str, ips: &[&str], ports: &[(&str, u16)]) -> Slice {
+pub(in crate::policy) fn slice(
+    full: &str,
+    service: &str,
+    ips: &[&str],
+    ports: &[(&str, u16)],
+) -> Slice {
     let endpoint =
         |text: &&str| SliceEndpoint { addresses: vec![ip(text)], serving: true, pod_uid: None };
     Slice {
@@ -102,7 +111,7 @@ pub(super) fn slice(full: &str, service: &str, ips: &[&str], ports: &[(&str, u16
 }
 
 /// An enforcing policy for the pods of some namespaces, without gateways.
-pub(super) fn policy(name: &str, namespaces: &[&str]) -> EgressPolicy {
+pub(in crate::policy) fn policy(name: &str, namespaces: &[&str]) -> EgressPolicy {
     EgressPolicy {
         name: name.to_owned(),
         selector: in_namespaces(namespaces),
@@ -122,13 +131,13 @@ pub(super) fn policy(name: &str, namespaces: &[&str]) -> EgressPolicy {
     }
 }
 
-pub(super) fn in_namespaces(namespaces: &[&str]) -> Selector {
+pub(in crate::policy) fn in_namespaces(namespaces: &[&str]) -> Selector {
     let namespaces = namespaces.iter().map(|name| (*name).to_owned()).collect();
     Selector { namespaces, ..Selector::default() }
 }
 
 /// Any port of a destination for the pods of some namespaces, for ever.
-pub(super) fn exception(name: &str, namespaces: &[&str], cidr: &str) -> EgressException {
+pub(in crate::policy) fn exception(name: &str, namespaces: &[&str], cidr: &str) -> EgressException {
     EgressException {
         name: name.to_owned(),
         scope: in_namespaces(namespaces),
@@ -141,7 +150,7 @@ pub(super) fn exception(name: &str, namespaces: &[&str], cidr: &str) -> EgressEx
     }
 }
 
-pub(super) fn gateway(target: GatewayTarget) -> GatewayRef {
+pub(in crate::policy) fn gateway(target: GatewayTarget) -> GatewayRef {
     GatewayRef {
         namespace: "istio-system".to_owned(),
         target,
@@ -149,21 +158,21 @@ pub(super) fn gateway(target: GatewayTarget) -> GatewayRef {
     }
 }
 
-pub(super) fn exact_address(text: &str, protocol: u8, port: u16) -> ExactAddress {
+pub(in crate::policy) fn exact_address(text: &str, protocol: u8, port: u16) -> ExactAddress {
     ExactAddress { ip: ip(text), protocol, port }
 }
 
 /// What `compile` is given.
 #[derive(Clone, Debug)]
-pub(super) struct World {
-    pub(super) snapshot: Snapshot,
-    pub(super) cluster: ClusterConfig,
-    pub(super) node: NodeState,
+pub(in crate::policy) struct World {
+    pub(in crate::policy) snapshot: Snapshot,
+    pub(in crate::policy) cluster: ClusterConfig,
+    pub(in crate::policy) node: NodeState,
 }
 
 impl World {
     /// `shop/web` under policy `shop`, which names the egress gateway.
-    pub(super) fn new() -> Self {
+    pub(in crate::policy) fn new() -> Self {
         let mut world = Self {
             snapshot: Snapshot { complete: true, ..Snapshot::default() },
             cluster: ClusterConfig {
@@ -205,29 +214,29 @@ impl World {
         world
     }
 
-    pub(super) fn namespace(&mut self, name: &str, pairs: &[(&str, &str)]) {
+    pub(in crate::policy) fn namespace(&mut self, name: &str, pairs: &[(&str, &str)]) {
         self.snapshot.namespaces.insert(name.to_owned(), labels(pairs));
     }
 
     /// A pod that exists, somewhere.
-    pub(super) fn pod(&mut self, pod: Pod) {
+    pub(in crate::policy) fn pod(&mut self, pod: Pod) {
         self.snapshot.pods.insert(pod.uid.clone(), pod);
     }
 
     /// A pod of this node with a cgroup and an interface that carries its addresses.
-    pub(super) fn run(&mut self, pod: Pod, cgroup: u64, ifindex: u32) {
+    pub(in crate::policy) fn run(&mut self, pod: Pod, cgroup: u64, ifindex: u32) {
         self.node.cgroups.insert(pod.cgroup_uid.clone(), cgroup);
         self.link(ifindex, &pod.ips);
         self.pod(pod);
     }
 
-    pub(super) fn link(&mut self, ifindex: u32, ips: &[IpAddr]) {
+    pub(in crate::policy) fn link(&mut self, ifindex: u32, ips: &[IpAddr]) {
         let name = format!("veth{ifindex}");
         self.node.links.push(Link { ifindex, name, ips: ips.to_vec(), mac: MAC });
     }
 
     /// A gateway's pod, on another node.
-    pub(super) fn gateway_pod(&mut self, name: &str, ips: &[&str]) {
+    pub(in crate::policy) fn gateway_pod(&mut self, name: &str, ips: &[&str]) {
         let mut pod = pod(&format!("istio-system/{name}"), ips);
         pod.labels = labels(&[("istio", "egressgateway")]);
         pod.service_account = "egress".to_owned();
@@ -235,64 +244,70 @@ impl World {
         self.pod(pod);
     }
 
-    pub(super) fn service(&mut self, service: Service) {
+    pub(in crate::policy) fn service(&mut self, service: Service) {
         self.snapshot.services.insert(service.name.clone(), service);
     }
 
-    pub(super) fn slice(&mut self, slice: Slice) {
+    pub(in crate::policy) fn slice(&mut self, slice: Slice) {
         self.snapshot.slices.push(slice);
     }
 
-    pub(super) fn policy(&mut self, policy: EgressPolicy) {
+    pub(in crate::policy) fn policy(&mut self, policy: EgressPolicy) {
         self.snapshot.policies.insert(policy.name.clone(), policy);
     }
 
-    pub(super) fn exception(&mut self, exception: EgressException) {
+    pub(in crate::policy) fn exception(&mut self, exception: EgressException) {
         self.snapshot.exceptions.insert(exception.name.clone(), exception);
     }
 
-    pub(super) fn pod_mut(&mut self, uid: &str) -> &mut Pod {
+    pub(in crate::policy) fn pod_mut(&mut self, uid: &str) -> &mut Pod {
         self.snapshot.pods.get_mut(uid).unwrap()
     }
 
-    pub(super) fn policy_mut(&mut self, name: &str) -> &mut EgressPolicy {
+    pub(in crate::policy) fn policy_mut(&mut self, name: &str) -> &mut EgressPolicy {
         self.snapshot.policies.get_mut(name).unwrap()
     }
 
-    pub(super) fn service_mut(&mut self, full: &str) -> &mut Service {
+    pub(in crate::policy) fn service_mut(&mut self, full: &str) -> &mut Service {
         self.snapshot.services.get_mut(&name(full)).unwrap()
     }
 
-    pub(super) fn compile(&self) -> Desired {
+    pub(in crate::policy) fn compile(&self) -> Desired {
         compile(&self.snapshot, &self.cluster, &self.node)
     }
 
     /// What the boundary says to a first packet of `shop/web`.
-    pub(super) fn ask(&self, dst: &str, protocol: u8, port: u16) -> Reason {
+    pub(in crate::policy) fn ask(&self, dst: &str, protocol: u8, port: u16) -> Reason {
         ask(&self.compile(), "shop/web", dst, protocol, port)
     }
 }
 
-pub(super) fn covered<'a>(desired: &'a Desired, uid: &str) -> &'a Coverage {
+pub(in crate::policy) fn covered<'a>(desired: &'a Desired, uid: &str) -> &'a Coverage {
     desired.coverage.iter().find(|coverage| coverage.uid == uid).unwrap()
 }
 
-pub(super) fn state(desired: &Desired, uid: &str) -> CoverageState {
+pub(in crate::policy) fn state(desired: &Desired, uid: &str) -> CoverageState {
     covered(desired, uid).state
 }
 
 /// The number of the tables a pod is judged by.
-pub(super) fn tables_of(desired: &Desired, uid: &str) -> PolicyId {
+pub(in crate::policy) fn tables_of(desired: &Desired, uid: &str) -> PolicyId {
     desired.tables.interfaces[&covered(desired, uid).ifindex.unwrap()].policy
 }
 
 /// What the boundary says to a pod's first packet.
-pub(super) fn ask(desired: &Desired, uid: &str, dst: &str, protocol: u8, port: u16) -> Reason {
+pub(in crate::policy) fn ask(
+    desired: &Desired,
+    uid: &str,
+    dst: &str,
+    protocol: u8,
+    port: u16,
+) -> Reason {
     ask_at(desired, uid, dst, protocol, port, 1)
 }
 
 /// The same at a moment of the boot clock.
-pub(super) fn ask_at(
+pub(in crate::policy) fn ask_at(
     desired: &Desired,
     uid: &str,
     dst: &str,
@@ -312,13 +327,13 @@ pub(super) fn ask_at(
 }
 
 /// What is known of a whole address under `shop`.
-pub(super) fn bits(desired: &Desired, dst: &str) -> u32 {
+pub(in crate::policy) fn bits(desired: &Desired, dst: &str) -> u32 {
     let key = AddressKey { policy: PolicyId::of("shop"), addr: Addr::from(ip(dst)) };
     desired.tables.addresses.get(&key).copied().unwrap_or(0)
 }
 
 /// Codes and objects of the problems.
-pub(super) fn problems(desired: &Desired) -> Vec<(ProblemCode, &str)> {
+pub(in crate::policy) fn problems(desired: &Desired) -> Vec<(ProblemCode, &str)> {
     let problems = desired.problems.iter();
     problems.map(|problem| (problem.code, problem.origin.name.as_str())).collect()
 }
