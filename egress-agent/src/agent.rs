@@ -20,7 +20,7 @@ use crate::identity::cgroup::Kubepods;
 use crate::identity::{cgroup, link};
 use crate::lock::{Lock, LockError};
 use crate::policy::compile::compile;
-use crate::policy::{ClusterConfig, Desired, NodeState, Snapshot};
+use crate::policy::{ClusterConfig, Desired, NodeState, Snapshot, Tables};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, registry};
 
