@@ -164,12 +164,13 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn compile(&self, snapshot: &Snapshot) -> anyhow::Result<Desired> {
+    fn compile(&self, snapshot: &Snapshot, held: &Tables) -> anyhow::Result<Desired> {
         let boot_epoch = i128::from(boot_clock()) - jiff::Timestamp::now().as_nanosecond();
         let node = NodeState {
             name: self.node.clone(),
             cgroups: self.kubepods.pods()?,
             links: link::links()?,
+            bound: held.interfaces.iter().map(|(ifindex, pod)| (*ifindex, pod.id)).collect(),
             kubepods_level: self.kubepods.level,
             unknown_pod: self.unknown_pod,
             lease: u64::try_from(self.lease.as_nanos()).unwrap_or(u64::MAX),
@@ -199,7 +200,7 @@ impl Enforcer {
         loaded: Loaded,
         snapshot: Arc<Snapshot>,
     ) -> anyhow::Result<(Self, States)> {
-        let desired = inputs.compile(&snapshot)?;
+        let desired = inputs.compile(&snapshot, &loaded.actual()?)?;
         let path: &Path = &inputs.kubepods.path;
         let (attached, applied) = loaded.attach(path, &desired.tables, desired.may_remove)?;
         let tables = attached.actual()?;
@@ -303,7 +304,8 @@ impl Enforcer {
 
     /// Compiles and applies. What does not fit leaves everything as it was.
     fn apply(&mut self, snapshot: Arc<Snapshot>) -> anyhow::Result<()> {
-        let desired = match self.inputs.compile(&snapshot) {
+        let held = Arc::clone(&self.publish.borrow().tables);
+        let desired = match self.inputs.compile(&snapshot, &held) {
             Ok(desired) => desired,
             // The node could not be read this time: the old policy stays, the next event asks
             // again.

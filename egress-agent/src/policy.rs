@@ -10,6 +10,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use egress_common::Mode;
+use egress_common::key::PodId;
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -153,6 +154,9 @@ pub struct NodeState {
     pub cgroups: BTreeMap<String, u64>,
     /// Host-side interfaces of pods.
     pub links: Vec<Link>,
+    /// The pod each interface was last known to belong to (the kernel's own table): a pod may
+    /// change the addresses it carries, and stays behind its interface all the same.
+    pub bound: BTreeMap<u32, PodId>,
     /// Absolute level of `kubepods`.
     pub kubepods_level: u32,
     /// What pods nobody knows get.

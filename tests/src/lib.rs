@@ -1,1 +1,23 @@
+//! What the root suites and the demo stand on: a node, its pods and the internet on one machine.
+//!
+//! Everything lives in network namespaces and cgroups of its own, under names that carry the
+//! process id: the machine's own interfaces, routes and cgroups are never touched, and what a
+//! crashed run left behind is swept by the next one. Values own what they made: dropping a
+//! [`Lab`](lab::Lab) ends its processes and removes its namespaces, cgroups and mounts.
+//!
+//! The judge of every claim about traffic is the [`Sniffer`](sniffer::Sniffer) in the internet
+//! namespace, never the error a client saw.
 
+pub mod address;
+pub mod agent;
+pub mod attempt;
+pub mod cgroup;
+pub mod frame;
+pub mod lab;
+pub mod manifests;
+pub mod mesh;
+pub mod netns;
+pub mod process;
+pub mod scenario;
+pub mod sniffer;
+pub mod sweep;

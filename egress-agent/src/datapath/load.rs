@@ -10,6 +10,7 @@ use aya_obj::generated::bpf_attach_type;
 
 use super::maps::Maps;
 use super::{DatapathError, EventRing, Options, make_dir, object, sys};
+use crate::policy::Tables;
 
 /// One kernel program and where it goes.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +120,14 @@ impl Loaded {
         let maps = Maps::take(&mut ebpf)?;
         let events = EventRing::take(&mut ebpf)?;
         Ok(Self { options: options.clone(), maps, programs, events, logger })
+    }
+
+    /// Reads the kernel's tables as an earlier agent left them.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn actual(&self) -> Result<Tables, DatapathError> {
+        self.maps.actual()
     }
 }
 

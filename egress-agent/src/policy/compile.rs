@@ -1,94 +1,64 @@
 //! From what the cluster says to what the kernel should hold: pure and ordered.
 //!
-//! Only policies that govern a pod of this node are compiled. Each becomes entries under its own
-//! number; a pod for which exceptions are in force gets a *variant* of its policy, with a number
-//! and tables of its own, so that an exception never reaches another pod of the same policy.
+//! Every pod of this node gets an entry, governed or not: the wall must not take it for unknown,
+//! and the source guard runs on every interface. Tables are compiled for the policies, and their
+//! variants, that govern one of these pods.
+//!
+//! Invariant: what cannot be resolved opens nothing, and is said in [`Desired::problems`].
 
-mod entries;
+mod exact;
+mod facts;
 mod gateway;
+mod hidden;
+mod identity;
+mod link;
 mod ranges;
 mod select;
 
-use std::collections::{BTreeMap, BTreeSet};
-
+use egress_common::Mode;
 use egress_common::key::{Addr, PodId, PolicyId};
 use egress_common::state::{Capture, Config, Pod as KernelPod, Policy as KernelPolicy};
-use egress_common::{Mode, key::GatewayId};
 
 use super::{
-    ClusterConfig, Coverage, CoverageState, Desired, EgressException, EgressPolicy, Link,
-    NodeState, Origin, Pod, Problem, ProblemCode, Snapshot,
+    ClusterConfig, Coverage, CoverageState, Desired, Link, NodeState, Origin, Pod, Snapshot,
 };
+use facts::Facts;
 use gateway::Gateways;
+use hidden::Suspects;
+use identity::{Numbers, Variants};
+use select::{Overlaps, Ranked, exceptions_for};
 
 /// Compiles a snapshot for one node.
 pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -> Desired {
-    let gateways = Gateways::resolve(snapshot);
+    let facts = Facts::of(snapshot, cluster);
+    let gateways = Gateways::resolve(&facts);
+    let numbers = Numbers::of(snapshot);
     let mut desired = Desired {
         may_remove: snapshot.complete,
+        gateways: gateways.states(),
         problems: snapshot.problems.clone(),
         ..Desired::default()
     };
-    desired.problems.extend(gateways.problems.iter().cloned());
-    let facts = Facts::of(snapshot, cluster, &gateways);
+    desired.problems.extend(gateways.problems.iter().chain(&numbers.problems).cloned());
+
     let mut variants = Variants::default();
-    let mut guard = Mode::Audit;
-    let local = snapshot.pods.values().filter(|pod| node.name.is_none() || pod.node == node.name);
-    for pod in local {
-        let choice = select::choose(snapshot, cluster, &gateways, pod);
-        desired.problems.extend(choice.overlap);
-        let variant = choice.policy.and_then(|policy| {
-            let exceptions = select::exceptions_for(snapshot, pod);
-            variants.number(policy, &exceptions, &mut desired.problems)
-        });
-        let governed = variant.is_some() && choice.state == CoverageState::Covered;
-        let policy = choice.policy.filter(|_| governed);
-        // A pod that no policy enforces could otherwise forge what another one's reply table
-        // is filled from: one enforcing policy on the node turns the guard on for all.
-        if policy.is_some_and(|policy| policy.mode == Mode::Enforce) {
-            guard = Mode::Enforce;
-        }
-        let link = link_of(snapshot, node, pod);
-        let cgroup = node.cgroups.get(&pod.cgroup_uid).copied().filter(|_| !pod.finished);
-        let number = variant.filter(|_| governed).unwrap_or(PolicyId::NONE);
-        let entry = kernel_pod(pod, number, link);
-        if let Some(cgroup) = cgroup {
-            desired.tables.pods.insert(cgroup, KernelPod { mac: [0; 6], ..entry });
-        }
-        if let Some(link) = link {
-            desired.tables.interfaces.insert(link.ifindex, entry);
-        }
-        let state = match (choice.state, cgroup, link) {
-            (CoverageState::Covered, Some(_), None) => CoverageState::NoInterface,
-            (CoverageState::Covered, None, Some(_)) => CoverageState::NoCgroup,
-            (CoverageState::Covered, None, None) => CoverageState::Missing,
-            (state, _, _) => state,
-        };
-        desired.coverage.push(Coverage {
-            pod: pod.name.clone(),
-            uid: pod.uid.clone(),
-            workload: pod.workload.clone(),
-            policy: choice.policy.map(|policy| policy.name.clone()),
-            mode: policy.map_or(Mode::Off, |policy| policy.mode),
-            capture: pod.capture,
-            cgroup,
-            ifindex: link.map(|link| link.ifindex),
-            state,
-        });
-    }
-    for (number, variant) in &variants.used {
+    let guard = pods(&facts, &gateways, &numbers, &mut variants, node, &mut desired);
+
+    let suspects = Suspects::of(&facts);
+    for (id, variant) in &variants.used {
         let policy = variant.policy;
-        let kernel = KernelPolicy {
+        let entry = KernelPolicy {
             mode: policy.mode.number(),
             on_agent_loss: policy.on_agent_loss.number(),
             pad: [0; 2],
         };
-        desired.tables.policies.insert(*number, kernel);
-        desired.origins.policies.insert(*number, policy.origin.clone());
-        entries::add(*number, policy, &facts, &mut desired);
-        ranges::add(*number, policy, &variant.exceptions, &facts, node, &mut desired);
+        desired.tables.policies.insert(*id, entry);
+        desired.origins.policies.insert(*id, policy.origin.clone());
+        exact::add(*id, policy, &facts, &gateways, &suspects, &mut desired);
+        ranges::add(*id, variant, &facts, node, &mut desired);
     }
-    entries::add_resolvers_of_unknown_pods(snapshot, &facts, &mut desired);
+    exact::add_resolvers_of_unknown_pods(&facts, &mut desired);
+
     desired.tables.config = Config {
         lease: node.lease,
         generation: 0,
@@ -97,146 +67,102 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
         guard: guard.number(),
         pad: [0; 6],
     };
-    desired.gateways = gateways.states();
-    desired.coverage.sort_by(|a, b| (&a.pod, &a.uid).cmp(&(&b.pod, &b.uid)));
     desired.problems.sort();
     desired.problems.dedup();
     desired
 }
 
-/// What several compilers ask of the snapshot.
-struct Facts<'a> {
-    snapshot: &'a Snapshot,
-    cluster: &'a ClusterConfig,
-    gateways: &'a Gateways,
-    /// Node addresses.
-    nodes: BTreeSet<ipnet::IpNet>,
-    /// Ranges `auto` stands for.
-    auto_ranges: BTreeSet<ipnet::IpNet>,
-    /// Addresses of pods that own one.
-    pod_ips: BTreeSet<std::net::IpAddr>,
-}
-
-impl<'a> Facts<'a> {
-    fn of(snapshot: &'a Snapshot, cluster: &'a ClusterConfig, gateways: &'a Gateways) -> Self {
-        let of_nodes = snapshot.nodes.values();
-        let mut nodes: BTreeSet<_> = cluster.node_addresses.iter().copied().collect();
-        nodes.extend(
-            of_nodes.clone().flat_map(|node| &node.addresses).map(|ip| ipnet::IpNet::from(*ip)),
-        );
-        let mut auto_ranges: BTreeSet<_> = cluster.ranges.iter().copied().collect();
-        auto_ranges.extend(of_nodes.flat_map(|node| &node.pod_ranges));
-        auto_ranges.extend(&snapshot.service_ranges);
-        let owners = snapshot.pods.values().filter(|pod| !pod.finished && !pod.host_network);
-        let pod_ips = owners.flat_map(|pod| pod.ips.iter().copied()).collect();
-        Self { snapshot, cluster, gateways, nodes, auto_ranges, pod_ips }
-    }
-
-    /// The in-cluster ranges of a policy.
-    fn ranges(&self, policy: &EgressPolicy) -> BTreeSet<ipnet::IpNet> {
-        match &policy.cluster_ranges {
-            Some(ranges) => ranges.iter().copied().collect(),
-            None => self.auto_ranges.clone(),
-        }
-    }
-}
-
-/// A policy together with the exceptions in force for some of its pods.
-struct Variant<'a> {
-    policy: &'a EgressPolicy,
-    exceptions: Vec<&'a EgressException>,
-}
-
-#[derive(Default)]
-struct Variants<'a> {
-    used: BTreeMap<PolicyId, Variant<'a>>,
-}
-
-impl<'a> Variants<'a> {
-    /// The number of a policy with these exceptions; `None`, with a problem, when another
-    /// policy has it.
-    fn number(
-        &mut self,
-        policy: &'a EgressPolicy,
-        exceptions: &[&'a EgressException],
-        problems: &mut Vec<Problem>,
-    ) -> Option<PolicyId> {
-        let names: Vec<&str> = exceptions.iter().map(|exception| exception.name.as_str()).collect();
-        let number = if names.is_empty() {
-            policy.id()
-        } else {
-            // No name contains a control character.
-            PolicyId::of(&format!("{}\u{1f}{}", policy.name, names.join("\u{1f}")))
-        };
-        let taken = self
-            .used
-            .entry(number)
-            .or_insert_with(|| Variant { policy, exceptions: exceptions.to_vec() });
-        let same = taken.policy.name == policy.name
-            && taken.exceptions.iter().map(|exception| exception.name.as_str()).eq(names);
-        if same {
-            return Some(number);
-        }
-        problems.push(Problem {
-            code: ProblemCode::IdentityCollision,
-            origin: policy.origin.clone(),
-            message: format!(
-                "its number {:#x} is taken by {}; its pods are governed as before: rename it",
-                number.0, taken.policy.origin
-            ),
+/// Enters the pods of this node, notes which variants govern them, and says which mode the
+/// source guard needs.
+fn pods<'a>(
+    facts: &Facts<'a>,
+    gateways: &Gateways,
+    numbers: &Numbers<'a>,
+    variants: &mut Variants<'a>,
+    node: &NodeState,
+    desired: &mut Desired,
+) -> Mode {
+    let snapshot = facts.snapshot;
+    let is_local = |pod: &&Pod| node.name.is_none() || pod.node == node.name;
+    let local: Vec<&Pod> = snapshot.pods.values().filter(is_local).collect();
+    let links = link::owners(&local, node);
+    let ranked = Ranked::of(snapshot, &numbers.refused);
+    let mut overlaps = Overlaps::default();
+    let mut guard = Mode::Audit;
+    for pod in local {
+        let choice = ranked.choose(snapshot, facts.cluster, gateways, pod);
+        overlaps.add(&choice, pod);
+        let governing = choice.policy.filter(|_| choice.state == CoverageState::Covered);
+        let number = governing.map_or(PolicyId::NONE, |policy| {
+            let exceptions = exceptions_for(snapshot, pod);
+            variants.number(numbers, policy, exceptions, &mut desired.problems)
         });
-        None
+        // A pod under no policy could otherwise write what another pod's reply table is filled
+        // from: one enforcing policy on the node turns the guard on for everybody.
+        if governing.is_some_and(|policy| policy.mode == Mode::Enforce) {
+            guard = Mode::Enforce;
+        }
+        let links = links.get(&*pod.uid).map_or(&[][..], Vec::as_slice);
+        let cgroup = node.cgroups.get(&pod.cgroup_uid).copied().filter(|_| !pod.finished);
+        if let Some(cgroup) = cgroup {
+            let entry = kernel_pod(pod, number, links.first().copied());
+            desired.tables.pods.insert(cgroup, KernelPod { mac: [0; 6], ..entry });
+        }
+        for link in links {
+            let entry = kernel_pod(pod, number, Some(link));
+            desired.tables.interfaces.insert(link.ifindex, entry);
+        }
+        let ifindex = links.first().map(|link| link.ifindex);
+        desired.coverage.push(Coverage {
+            pod: pod.name.clone(),
+            uid: pod.uid.clone(),
+            workload: pod.workload.clone(),
+            policy: choice.policy.map(|policy| policy.name.clone()),
+            mode: governing.map_or(Mode::Off, |policy| policy.mode),
+            capture: pod.capture,
+            cgroup,
+            ifindex,
+            state: match (choice.state, cgroup, ifindex) {
+                (CoverageState::Covered, Some(_), None) => CoverageState::NoInterface,
+                (CoverageState::Covered, None, Some(_)) => CoverageState::NoCgroup,
+                (CoverageState::Covered, None, None) => CoverageState::Missing,
+                (state, _, _) => state,
+            },
+        });
     }
+    desired.coverage.sort_by(|a, b| (&a.pod, &a.uid).cmp(&(&b.pod, &b.uid)));
+    desired.problems.extend(overlaps.problems());
+    guard
 }
 
-/// The one interface whose other end owns exactly this pod's addresses.
-fn link_of<'a>(snapshot: &Snapshot, node: &'a NodeState, pod: &Pod) -> Option<&'a Link> {
-    if pod.host_network || pod.finished {
-        return None;
-    }
-    let owns = |pod: &Pod, link: &Link| link.ips.iter().any(|ip| pod.ips.contains(ip));
-    let mut found = node.links.iter().filter(|link| owns(pod, link));
-    let (link, rest) = (found.next()?, found.next());
-    let others = snapshot.pods.values().filter(|other| !other.host_network && !other.finished);
-    let shared = others.filter(|other| other.uid != pod.uid).any(|other| owns(other, link));
-    (rest.is_none() && !shared).then_some(link)
-}
-
+/// The kernel's entry. The addresses are the API's: what its own interface says is the pod's to
+/// choose.
 fn kernel_pod(pod: &Pod, policy: PolicyId, link: Option<&Link>) -> KernelPod {
-    let (uid, gid) = match (pod.capture, pod.proxy) {
+    let (proxy_uid, proxy_gid) = match (pod.capture, pod.proxy) {
         (Capture::Sidecar, Some(proxy)) => proxy,
         _ => (KernelPod::NO_PROXY, KernelPod::NO_PROXY),
     };
-    let ips = || pod.ips.iter().chain(link.iter().flat_map(|link| &link.ips)).copied();
-    let family =
-        |v4: bool| ips().find(|ip| ip.is_ipv4() == v4).map_or(Addr::UNSPECIFIED, Addr::from);
-    // The node's own addresses are not the pod's to be checked against.
-    let (v4, v6) = if pod.host_network {
-        (Addr::UNSPECIFIED, Addr::UNSPECIFIED)
-    } else {
-        (family(true), family(false))
-    };
+    // Addresses of a pod on the node's network are the node's, and many pods'.
+    let ips: Vec<Addr> =
+        pod.ips.iter().filter(|_| !pod.host_network).map(|ip| Addr::from(*ip)).collect();
+    let first = |v4: bool| ips.iter().find(|ip| ip.is_v4() == v4).copied();
     KernelPod {
         id: PodId::of(&pod.uid),
         policy,
         capture: pod.capture.number(),
         flags: if link.is_some() { KernelPod::BOUNDARY } else { 0 },
         mac: link.map_or([0; 6], |link| link.mac),
-        proxy_uid: uid,
-        proxy_gid: gid,
-        v4,
-        v6,
+        proxy_uid,
+        proxy_gid,
+        v4: first(true).unwrap_or(Addr::UNSPECIFIED),
+        v6: first(false).unwrap_or(Addr::UNSPECIFIED),
     }
 }
 
-/// The origin of entries that come from the agent's configuration.
-fn configured(field: &str) -> Origin {
-    Origin { kind: "Config".to_owned(), name: field.to_owned(), file: None }
-}
-
-/// Ids of gateways are compared in tests and tables only through this.
-const fn number(id: GatewayId) -> u32 {
-    id.0
+/// The origin of entries that come from the agent's configuration or from the cluster's own
+/// facts.
+fn configured(what: &str) -> Origin {
+    Origin { kind: "Config".to_owned(), name: what.to_owned(), file: None }
 }
 
 #[cfg(test)]

@@ -5,18 +5,20 @@
 //! numbered by their content and never change under a number: a prefix can only point at the set
 //! it was compiled with, or at one that is not there yet and allows nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use egress_common::Addr;
 use egress_common::key::{ExceptionKey, PolicyId, RangeKey};
 use egress_common::state::{Exception, Range, range};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
-use super::{Facts, configured};
+use super::configured;
+use super::facts::{Facts, canonical, host};
+use super::identity::Variant;
 use crate::policy::tables::masked;
-use crate::policy::{
-    Desired, EgressException, EgressPolicy, NodeState, Origin, Problem, ProblemCode,
-};
+use crate::policy::{Desired, EgressException, NodeState, Origin, Problem, ProblemCode};
 
 /// Addresses ambient's probes are rewritten to (Istio's defaults).
 const AMBIENT_PROBES: [IpAddr; 2] = [
@@ -24,57 +26,44 @@ const AMBIENT_PROBES: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff)),
 ];
 
+/// Everything IPv4.
+const ALL_V4: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
+
 /// What is true of one prefix by itself.
 struct Own<'a> {
     kinds: u32,
-    exceptions: BTreeMap<&'a str, &'a EgressException>,
+    exceptions: Vec<&'a EgressException>,
     origin: Origin,
 }
 
-/// Adds one policy's prefixes.
+/// Adds the prefixes of one variant under its number.
 pub(super) fn add(
     id: PolicyId,
-    policy: &EgressPolicy,
-    exceptions: &[&EgressException],
+    variant: &Variant<'_>,
     facts: &Facts<'_>,
     node: &NodeState,
     desired: &mut Desired,
 ) {
-    let prefixes = collect(policy, exceptions, facts, desired);
+    let prefixes = collect(variant, facts, desired);
     for (net, own) in &prefixes {
-        let covering: Vec<&Own<'_>> =
-            supernets(*net).filter_map(|net| prefixes.get(&net)).collect();
-        let kinds = covering.iter().fold(0, |kinds, own| kinds | own.kinds);
-        let mut in_force = BTreeMap::new();
-        for own in &covering {
-            in_force.extend(own.exceptions.iter().map(|(name, exception)| (*name, *exception)));
-        }
-        let exceptions = if in_force.is_empty() {
-            0
-        } else {
-            exception_set(in_force.values().copied(), node, desired)
-        };
-        let key = (RangeKey::bits(net.addr().is_ipv4(), net.prefix_len()), trie_key(id, *net));
+        let covering = || supernets(*net).filter_map(|net| prefixes.get(&net));
+        let kinds = covering().fold(0, |kinds, own| kinds | own.kinds);
+        let exceptions: Vec<&EgressException> =
+            covering().flat_map(|own| &own.exceptions).copied().collect();
+        let exceptions = exception_set(&exceptions, node, desired);
+        let key = trie_key(id, *net);
         desired.tables.ranges.insert(key, Range { kinds, exceptions });
         desired.origins.ranges.insert(key, own.origin.clone());
     }
 }
 
 fn collect<'a>(
-    policy: &EgressPolicy,
-    exceptions: &[&'a EgressException],
+    variant: &Variant<'a>,
     facts: &Facts<'_>,
     desired: &mut Desired,
 ) -> BTreeMap<IpNet, Own<'a>> {
-    let mut prefixes: BTreeMap<IpNet, Own<'a>> = BTreeMap::new();
-    let mut mark = |net: IpNet, kinds: u32, origin: &Origin| {
-        let own = prefixes.entry(net.trunc()).or_insert_with(|| Own {
-            kinds: 0,
-            exceptions: BTreeMap::new(),
-            origin: origin.clone(),
-        });
-        own.kinds |= kinds;
-    };
+    let policy = variant.policy;
+    let mut prefixes = Prefixes(BTreeMap::new());
     let ranges = facts.ranges(policy);
     if ranges.is_empty() {
         desired.problems.push(Problem {
@@ -86,86 +75,127 @@ fn collect<'a>(
                 .to_owned(),
         });
     }
-    let by_policy = policy.cluster_ranges.is_some();
-    let from = if by_policy { policy.origin.clone() } else { configured("cluster.ranges") };
+    let from = match policy.cluster_ranges {
+        Some(_) => policy.origin.clone(),
+        None => configured("cluster ranges"),
+    };
     for net in ranges {
-        mark(net, range::CLUSTER | range::INBOUND, &from);
+        prefixes.mark(net, range::CLUSTER | range::INBOUND, &from);
     }
     for net in &facts.nodes {
-        mark(*net, range::NODE | range::INBOUND, &configured("node addresses"));
+        prefixes.mark(*net, range::NODE | range::INBOUND, &configured("node addresses"));
     }
     let cluster = facts.cluster;
     for ip in &cluster.metadata_addresses {
-        mark(IpNet::from(*ip), range::METADATA, &configured("cluster.metadataAddresses"));
+        prefixes.mark(host(*ip), range::METADATA, &configured("cluster.metadataAddresses"));
     }
     for net in &cluster.mesh_vip_ranges {
-        mark(*net, range::MESH_VIP, &configured("cluster.meshVipRanges"));
+        prefixes.mark(*net, range::MESH_VIP, &configured("cluster.meshVipRanges"));
     }
     for net in &cluster.inbound_ranges {
-        mark(*net, range::INBOUND, &configured("cluster.inboundRanges"));
+        prefixes.mark(*net, range::INBOUND, &configured("cluster.inboundRanges"));
     }
     for net in &policy.inbound_ranges {
-        mark(*net, range::INBOUND, &policy.origin);
+        prefixes.mark(*net, range::INBOUND, &policy.origin);
     }
     for ip in AMBIENT_PROBES {
-        mark(IpNet::from(ip), range::INBOUND, &configured("ambient probes"));
+        prefixes.mark(host(ip), range::INBOUND, &configured("ambient probes"));
     }
-    for exception in exceptions {
-        mark(exception.cidr, 0, &exception.origin);
+    for exception in &variant.exceptions {
+        prefixes.mark(exception.cidr, 0, &exception.origin).exceptions.push(exception);
     }
-    for exception in exceptions {
-        if let Some(own) = prefixes.get_mut(&exception.cidr.trunc()) {
-            own.exceptions.insert(&exception.name, exception);
-        }
+    // The trie holds IPv4 as a corner of IPv6: a prefix of IPv6 wide enough to cover it says
+    // nothing about IPv4.
+    if prefixes.0.keys().any(covers_all_v4) {
+        prefixes.mark(ALL_V4, 0, &configured("all of IPv4"));
     }
-    prefixes
+    prefixes.0
 }
 
-/// The prefix itself and every wider one.
+struct Prefixes<'a>(BTreeMap<IpNet, Own<'a>>);
+
+impl<'a> Prefixes<'a> {
+    fn mark(&mut self, net: IpNet, kinds: u32, origin: &Origin) -> &mut Own<'a> {
+        let new = || Own { kinds: 0, exceptions: Vec::new(), origin: origin.clone() };
+        let own = self.0.entry(canonical(net)).or_insert_with(new);
+        own.kinds |= kinds;
+        own
+    }
+}
+
+/// Whether the trie would find this prefix of IPv6 for every address of IPv4.
+fn covers_all_v4(net: &IpNet) -> bool {
+    match net {
+        IpNet::V4(_) => false,
+        IpNet::V6(net) => net.contains(&Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()),
+    }
+}
+
+/// The prefix itself and every wider one of its family.
 fn supernets(net: IpNet) -> impl Iterator<Item = IpNet> {
     (0..=net.prefix_len()).filter_map(move |len| Some(IpNet::new(net.addr(), len).ok()?.trunc()))
 }
 
-fn trie_key(policy: PolicyId, net: IpNet) -> RangeKey {
-    let octets = egress_common::Addr::from(net.addr()).octets();
-    let bits = if net.addr().is_ipv4() { 96 } else { 0 } + u32::from(net.prefix_len());
-    RangeKey { policy, addr: masked(octets, bits) }
+fn trie_key(policy: PolicyId, net: IpNet) -> (u32, RangeKey) {
+    let bits = RangeKey::bits(net.addr().is_ipv4(), net.prefix_len());
+    let addr = masked(Addr::from(net.addr()).octets(), bits - 32);
+    (bits, RangeKey { policy, addr })
 }
 
-/// Writes the entries of a set and returns its number.
-fn exception_set<'a>(
-    exceptions: impl Iterator<Item = &'a EgressException>,
-    node: &NodeState,
-    desired: &mut Desired,
-) -> u32 {
-    let mut entries: BTreeMap<(u8, u16), (u64, &Origin)> = BTreeMap::new();
+/// Writes the entries of a set and returns its number; zero for none.
+fn exception_set(exceptions: &[&EgressException], node: &NodeState, desired: &mut Desired) -> u32 {
+    let mut entries: BTreeMap<(u8, u16), &EgressException> = BTreeMap::new();
     for exception in exceptions {
-        let expires = boot_time(exception.expires_at, node.boot_epoch);
         let anything = [(0, 0)];
         let ports = if exception.ports.is_empty() { &anything[..] } else { &exception.ports };
         for port in ports {
-            let entry = entries.entry(*port).or_insert((expires, &exception.origin));
-            if entry.0 < expires {
-                *entry = (expires, &exception.origin);
+            let latest = entries.entry(*port).or_insert(exception);
+            if latest.expires_at < exception.expires_at {
+                *latest = exception;
             }
         }
     }
-    let content: BTreeSet<String> = entries
+    if entries.is_empty() {
+        return 0;
+    }
+    // Absolute times, because the boot clock's distance to them is measured anew every time.
+    let mut content = String::new();
+    for ((protocol, port), exception) in &entries {
+        // Writing to a string cannot fail.
+        let _ = write!(content, "{protocol}:{port}:{}:{};", exception.expires_at, exception.name);
+    }
+    // The hash that names policies; it is never zero.
+    let PolicyId(set) = PolicyId::of(&content);
+    let wanted: BTreeMap<ExceptionKey, (Exception, &Origin)> = entries
         .iter()
-        .map(|((protocol, port), (expires, _))| format!("{protocol}:{port}:{expires}"))
+        .map(|((protocol, port), exception)| {
+            let expires = boot_time(exception.expires_at, node.boot_epoch);
+            let key = ExceptionKey::new(set, *protocol, *port);
+            (key, (Exception { expires }, &exception.origin))
+        })
         .collect();
-    let content: Vec<String> = content.into_iter().collect();
-    // The same hash that names policies; an empty set never gets here, so never zero.
-    let PolicyId(set) = PolicyId::of(&content.join(","));
-    for ((protocol, port), (expires, origin)) in entries {
-        let key = ExceptionKey::new(set, protocol, port);
-        desired.tables.exceptions.insert(key, Exception { expires });
+    let known = desired.origins.exceptions.range(ExceptionKey::new(set, 0, 0)..);
+    let known: Vec<_> = known.take_while(|(key, _)| key.set() == set).collect();
+    let same = known.iter().copied().eq(wanted.iter().map(|(key, (_, origin))| (key, *origin)));
+    if !known.is_empty() && !same {
+        desired.problems.extend(entries.values().map(|exception| Problem {
+            code: ProblemCode::IdentityCollision,
+            origin: exception.origin.clone(),
+            message: format!(
+                "its ports have the number {set:#x}, which is taken; it is not in force: rename it"
+            ),
+        }));
+        return 0;
+    }
+    for (key, (exception, origin)) in wanted {
+        desired.tables.exceptions.insert(key, exception);
         desired.origins.exceptions.insert(key, origin.clone());
     }
     set
 }
 
-/// An absolute time on the kernel's boot clock; zero for one before the boot.
+/// An absolute time on the kernel's boot clock; zero, which is never in force, for one before the
+/// boot.
 fn boot_time(seconds: i64, boot_epoch: i128) -> u64 {
     let nanos = i128::from(seconds) * 1_000_000_000 + boot_epoch;
     u64::try_from(nanos.max(0)).unwrap_or(u64::MAX)

@@ -1,70 +1,127 @@
 //! Which policy governs a pod, and which exceptions are in force for it.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::Mode;
 
 use super::gateway::Gateways;
 use crate::policy::{
-    ClusterConfig, CoverageState, EgressException, EgressPolicy, Pod, Problem, ProblemCode,
-    Selector, Snapshot,
+    ClusterConfig, CoverageState, EgressException, EgressPolicy, ObjectName, Pod, Problem,
+    ProblemCode, Selector, Snapshot,
 };
 
 /// The policy of a pod.
 pub(super) struct Choice<'a> {
-    /// The policy that selects it and wins.
+    /// The policy that governs it, or would if its mode were not off.
     pub(super) policy: Option<&'a EgressPolicy>,
     /// `Covered` when the policy governs it; otherwise why it does not.
     pub(super) state: CoverageState,
-    /// Another policy of the same priority selects it too.
-    pub(super) overlap: Option<Problem>,
+    /// Policies of the same priority that select it too and lost.
+    pub(super) tied: Vec<&'a EgressPolicy>,
 }
 
-/// Chooses: highest priority, then oldest, then by name.
-pub(super) fn choose<'a>(
-    snapshot: &'a Snapshot,
-    cluster: &ClusterConfig,
-    gateways: &Gateways,
-    pod: &Pod,
-) -> Choice<'a> {
-    let selects = |policy: &&EgressPolicy| matches(&policy.selector, snapshot, pod);
-    let mut selecting: Vec<&EgressPolicy> = snapshot.policies.values().filter(selects).collect();
-    selecting.sort_by_key(|policy| {
-        (Reverse(policy.priority), policy.created.unwrap_or(i64::MAX), policy.name.clone())
-    });
-    let policy = selecting.first().copied();
-    let state = match policy {
-        _ if pod.finished => CoverageState::Finished,
-        _ if gateways.pods.contains(&pod.uid) => CoverageState::Gateway,
-        _ if cluster.exempt_namespaces.contains(&pod.name.namespace) => CoverageState::Exempt,
-        None => CoverageState::NoPolicy,
-        Some(_) if pod.host_network => CoverageState::HostNetwork,
-        Some(policy) if policy.mode == Mode::Off => CoverageState::Off,
-        Some(_) => CoverageState::Covered,
-    };
-    let overlap = match selecting.as_slice() {
-        [first, second, ..] if first.priority == second.priority => Some(Problem {
-            code: ProblemCode::PolicyOverlap,
-            origin: second.origin.clone(),
-            message: format!(
-                "selects pods that {} selects with the same priority {} (such as {}); the older \
-                 one governs them: give one of the two another priority",
-                first.origin, first.priority, pod.name
-            ),
-        }),
-        _ => None,
-    };
-    Choice { policy, state, overlap }
+/// Policies in the order in which they win: highest priority, then oldest, then by name.
+pub(super) struct Ranked<'a>(Vec<&'a EgressPolicy>);
+
+impl<'a> Ranked<'a> {
+    /// All policies but the refused ones.
+    pub(super) fn of(snapshot: &'a Snapshot, refused: &BTreeSet<&str>) -> Self {
+        let standing = snapshot.policies.values().filter(|policy| !refused.contains(&*policy.name));
+        let mut ranked: Vec<&EgressPolicy> = standing.collect();
+        ranked.sort_by_key(|policy| (Reverse(policy.priority), age(policy)));
+        Self(ranked)
+    }
+
+    /// The policy of a pod.
+    pub(super) fn choose(
+        &self,
+        snapshot: &Snapshot,
+        cluster: &ClusterConfig,
+        gateways: &Gateways,
+        pod: &Pod,
+    ) -> Choice<'a> {
+        let exempt = if pod.finished {
+            Some(CoverageState::Finished)
+        } else if gateways.pods.contains(&pod.uid) {
+            Some(CoverageState::Gateway)
+        } else if cluster.exempt_namespaces.contains(&pod.name.namespace) {
+            Some(CoverageState::Exempt)
+        } else if pod.host_network {
+            Some(CoverageState::HostNetwork)
+        } else {
+            None
+        };
+        if let Some(state) = exempt {
+            return Choice { policy: None, state, tied: Vec::new() };
+        }
+        let mut selecting = self.0.iter().filter(|policy| selects(&policy.selector, snapshot, pod));
+        let Some(policy) = selecting.next().copied() else {
+            return Choice { policy: None, state: CoverageState::NoPolicy, tied: Vec::new() };
+        };
+        let tied = selecting.take_while(|other| other.priority == policy.priority);
+        let state =
+            if policy.mode == Mode::Off { CoverageState::Off } else { CoverageState::Covered };
+        Choice { policy: Some(policy), state, tied: tied.copied().collect() }
+    }
+}
+
+/// Order of age: oldest first, then by name. A policy without a date counts as newest.
+pub(super) fn age(policy: &EgressPolicy) -> (i64, &str) {
+    (policy.created.unwrap_or(i64::MAX), &policy.name)
+}
+
+/// Pairs of policies that select the same pods with the same priority.
+#[derive(Default)]
+pub(super) struct Overlaps<'a>(BTreeMap<(&'a str, &'a str), Overlap<'a>>);
+
+struct Overlap<'a> {
+    winner: &'a EgressPolicy,
+    loser: &'a EgressPolicy,
+    pods: BTreeSet<&'a ObjectName>,
+}
+
+impl<'a> Overlaps<'a> {
+    pub(super) fn add(&mut self, choice: &Choice<'a>, pod: &'a Pod) {
+        let Some(winner) = choice.policy else { return };
+        for loser in choice.tied.iter().copied() {
+            let key = (&*winner.name, &*loser.name);
+            let new = || Overlap { winner, loser, pods: BTreeSet::new() };
+            self.0.entry(key).or_insert_with(new).pods.insert(&pod.name);
+        }
+    }
+
+    /// One problem for each pair, naming the first pod.
+    pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
+        self.0.values().filter_map(|Overlap { winner, loser, pods }| {
+            let others = match pods.len() - 1 {
+                0 => String::new(),
+                1 => " and 1 other pod of this node".to_owned(),
+                more => format!(" and {more} other pods of this node"),
+            };
+            Some(Problem {
+                code: ProblemCode::PolicyOverlap,
+                origin: loser.origin.clone(),
+                message: format!(
+                    "selects {}{others}, which {} selects with the same priority {}; {} governs, \
+                     as the older or first by name: give one of the two another spec.priority",
+                    pods.first()?,
+                    winner.origin,
+                    winner.priority,
+                    winner.name,
+                ),
+            })
+        })
+    }
 }
 
 /// Exceptions whose scope includes the pod, by name.
 pub(super) fn exceptions_for<'a>(snapshot: &'a Snapshot, pod: &Pod) -> Vec<&'a EgressException> {
     let all = snapshot.exceptions.values();
-    all.filter(|exception| matches(&exception.scope, snapshot, pod)).collect()
+    all.filter(|exception| selects(&exception.scope, snapshot, pod)).collect()
 }
 
-fn matches(selector: &Selector, snapshot: &Snapshot, pod: &Pod) -> bool {
+fn selects(selector: &Selector, snapshot: &Snapshot, pod: &Pod) -> bool {
     let none = BTreeMap::new();
     let namespace = snapshot.namespaces.get(&pod.name.namespace).unwrap_or(&none);
     (selector.namespaces.is_empty() || selector.namespaces.contains(&pod.name.namespace))

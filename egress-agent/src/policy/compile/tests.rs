@@ -1,1 +1,11 @@
+//! One test for each rule; the judge is `decide` itself wherever a rule is about traffic.
 
+mod coverage;
+mod exact;
+mod exceptions;
+mod fixture;
+mod gateways;
+mod links;
+mod properties;
+mod ranges;
+mod selection;

@@ -1,0 +1,172 @@
+//! Which entries pods get, and what is said of them.
+
+use egress_common::key::{Addr, PodId, PolicyId};
+use egress_common::state::{Capture, Pod as KernelPod};
+use egress_common::{Mode, Reason};
+
+use super::fixture::*;
+use crate::policy::CoverageState;
+
+#[test]
+fn a_governed_pod_is_in_both_tables() {
+    let desired = World::new().compile();
+    let expected = KernelPod {
+        id: PodId::of("shop/web"),
+        policy: PolicyId::of("shop"),
+        capture: Capture::None.number(),
+        flags: KernelPod::BOUNDARY,
+        mac: MAC,
+        proxy_uid: KernelPod::NO_PROXY,
+        proxy_gid: KernelPod::NO_PROXY,
+        v4: Addr::from(ip("10.1.0.2")),
+        v6: Addr::from(ip("fd00:10::1:2")),
+    };
+    assert_eq!(desired.tables.interfaces.get(&7), Some(&expected));
+    assert_eq!(desired.tables.pods.get(&100), Some(&KernelPod { mac: [0; 6], ..expected }));
+    assert_eq!(state(&desired, "shop/web"), CoverageState::Covered);
+    assert_eq!(covered(&desired, "shop/web").mode, Mode::Enforce);
+}
+
+#[test]
+fn the_sidecars_user_is_told_to_the_kernel() {
+    let mut world = World::new();
+    let web = world.pod_mut("shop/web");
+    (web.capture, web.proxy) = (Capture::Sidecar, Some((1337, 1338)));
+    let entry = world.compile().tables.pods[&100];
+    assert_eq!((entry.capture, entry.proxy_uid, entry.proxy_gid), (1, 1337, 1338));
+    // Under ambient the proxy is another pod's process.
+    world.pod_mut("shop/web").capture = Capture::Ambient;
+    let entry = world.compile().tables.pods[&100];
+    assert_eq!((entry.proxy_uid, entry.proxy_gid), (KernelPod::NO_PROXY, KernelPod::NO_PROXY));
+}
+
+#[test]
+fn pods_of_other_nodes_are_left_out() {
+    let mut world = World::new();
+    world.pod_mut("shop/web").node = Some("elsewhere".to_owned());
+    let desired = world.compile();
+    assert!(desired.coverage.is_empty() && desired.tables.pods.is_empty());
+    assert!(desired.tables.interfaces.is_empty() && desired.tables.policies.is_empty());
+    // Without a name the node takes all.
+    world.node.name = None;
+    assert_eq!(state(&world.compile(), "shop/web"), CoverageState::Covered);
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let mut world = World::new();
+    world.node.cgroups.clear();
+    assert_eq!(state(&world.compile(), "shop/web"), CoverageState::NoCgroup);
+    world.node.links.clear();
+    assert_eq!(state(&world.compile(), "shop/web"), CoverageState::Missing);
+    let mut world = World::new();
+    world.node.links.clear();
+    let desired = world.compile();
+    assert_eq!(state(&desired, "shop/web"), CoverageState::NoInterface);
+    // The wall then counts what it lets through itself.
+    assert_eq!(desired.tables.pods[&100].flags, 0);
+    assert_eq!(desired.tables.pods[&100].policy, PolicyId::of("shop"));
+}
+
+#[test]
+fn ungoverned_pods_are_known_and_guarded() {
+    let mut world = World::new();
+    world.run(pod("bank/app", &["10.1.0.3"]), 101, 8);
+    let desired = world.compile();
+    assert_eq!(state(&desired, "bank/app"), CoverageState::NoPolicy);
+    assert_eq!(desired.tables.pods[&101].policy, PolicyId::NONE);
+    assert_eq!(desired.tables.interfaces[&8].policy, PolicyId::NONE);
+    assert_eq!(ask(&desired, "bank/app", OUTSIDE, TCP, 443), Reason::Exempt);
+}
+
+#[test]
+fn one_enforcing_policy_turns_the_source_guard_on_for_the_node() {
+    let mut world = World::new();
+    let guard = |world: &World| Mode::from_number(world.compile().tables.config.guard);
+    assert_eq!(guard(&world), Some(Mode::Enforce));
+    world.policy_mut("shop").mode = Mode::Audit;
+    assert_eq!(guard(&world), Some(Mode::Audit));
+    // A policy of another node's pods says nothing about this one.
+    world.policy(policy("other", &["bank"]));
+    assert_eq!(guard(&world), Some(Mode::Audit));
+}
+
+#[test]
+fn mode_off_governs_nobody_and_says_so() {
+    let mut world = World::new();
+    world.policy_mut("shop").mode = Mode::Off;
+    let desired = world.compile();
+    let coverage = covered(&desired, "shop/web");
+    assert_eq!((coverage.state, coverage.mode), (CoverageState::Off, Mode::Off));
+    assert_eq!(coverage.policy.as_deref(), Some("shop"));
+    assert_eq!(desired.tables.pods[&100].policy, PolicyId::NONE);
+}
+
+#[test]
+fn gateways_and_exempt_namespaces_are_not_governed() {
+    let mut world = World::new();
+    world.snapshot.policies.get_mut("shop").unwrap().selector = in_namespaces(&[]);
+    world.run(pod("kube-system/proxy", &["10.1.0.3"]), 101, 8);
+    world.pod_mut("istio-system/gw-0").node = Some("here".to_owned());
+    let desired = world.compile();
+    assert_eq!(state(&desired, "kube-system/proxy"), CoverageState::Exempt);
+    assert_eq!(state(&desired, "istio-system/gw-0"), CoverageState::Gateway);
+    assert_eq!(covered(&desired, "istio-system/gw-0").policy, None);
+    assert_eq!(state(&desired, "shop/web"), CoverageState::Covered);
+}
+
+#[test]
+fn a_pod_that_only_looks_like_a_gateway_is_governed() {
+    for (namespace, account) in [("shop", "egress"), ("istio-system", "default")] {
+        let mut world = World::new();
+        world.policy_mut("shop").selector = in_namespaces(&[]);
+        let uid = format!("{namespace}/fake");
+        let mut fake = pod(&uid, &["10.1.0.3"]);
+        fake.labels = labels(&[("istio", "egressgateway")]);
+        fake.service_account = account.to_owned();
+        world.run(fake, 101, 8);
+        assert_eq!(state(&world.compile(), &uid), CoverageState::Covered, "{uid}");
+    }
+}
+
+#[test]
+fn host_network_pods_are_known_but_not_governed() {
+    let mut world = World::new();
+    world.pod_mut("shop/web").host_network = true;
+    world.pod_mut("shop/web").ips = vec![ip("192.168.0.1")];
+    world.node.links.clear();
+    world.link(7, &[ip("192.168.0.1")]);
+    let desired = world.compile();
+    assert_eq!(state(&desired, "shop/web"), CoverageState::HostNetwork);
+    let entry = desired.tables.pods[&100];
+    assert_eq!((entry.policy, entry.flags), (PolicyId::NONE, 0));
+    // The node's addresses are not this pod's, nor is an interface that carries them.
+    assert_eq!((entry.v4, entry.v6), (Addr::UNSPECIFIED, Addr::UNSPECIFIED));
+    assert!(desired.tables.interfaces.is_empty());
+}
+
+#[test]
+fn finished_pods_own_nothing() {
+    let mut world = World::new();
+    world.pod_mut("shop/web").finished = true;
+    let desired = world.compile();
+    assert_eq!(state(&desired, "shop/web"), CoverageState::Finished);
+    assert!(desired.tables.pods.is_empty() && desired.tables.interfaces.is_empty());
+}
+
+#[test]
+fn the_cgroup_is_found_by_the_uid_in_its_name() {
+    let mut world = World::new();
+    world.pod_mut("shop/web").cgroup_uid = "config-hash".to_owned();
+    assert_eq!(covered(&world.compile(), "shop/web").cgroup, None);
+    world.node.cgroups.insert("config-hash".to_owned(), 102);
+    assert_eq!(covered(&world.compile(), "shop/web").cgroup, Some(102));
+}
+
+#[test]
+fn an_incomplete_snapshot_may_not_remove() {
+    let mut world = World::new();
+    assert!(world.compile().may_remove);
+    world.snapshot.complete = false;
+    assert!(!world.compile().may_remove);
+}

@@ -1,0 +1,276 @@
+//! Sends one thing from wherever it is started, and says what became of it as one line of JSON.
+//!
+//! The lab starts it inside a pod's namespace and cgroup; it knows nothing of either.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand};
+use egress_tests::attempt::{Outcome, client_hello};
+use egress_tests::frame::{Packet, SYN, protocol};
+use egress_tests::sniffer::packet_address;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Answer everything that arrives with itself; says `ready` first.
+    Serve { kind: String, address: SocketAddr },
+    /// Open a TCP connection; with a name, speak TLS; with a host, speak HTTP.
+    Tcp {
+        address: SocketAddr,
+        #[arg(long)]
+        sni: Option<String>,
+        #[arg(long)]
+        http: Option<String>,
+        #[arg(long, default_value_t = 1500)]
+        patience: u64,
+    },
+    /// Send a datagram and, with --wait, wait for the answer.
+    Udp {
+        address: SocketAddr,
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Send an echo request and wait for the reply.
+    Ping { address: IpAddr },
+    /// Send a datagram through a raw socket, with an IP header of our own.
+    Raw {
+        address: SocketAddr,
+        #[arg(long)]
+        source: IpAddr,
+    },
+    /// Send a frame through a packet socket, below IP.
+    Packet {
+        address: SocketAddr,
+        #[arg(long)]
+        source: IpAddr,
+        #[arg(long)]
+        interface: String,
+        #[arg(long, value_parser = mac)]
+        from: [u8; 6],
+        #[arg(long, value_parser = mac)]
+        to: [u8; 6],
+    },
+    /// Send by every way as fast as it goes, for so many milliseconds.
+    Flood {
+        address: SocketAddr,
+        #[arg(long)]
+        source: IpAddr,
+        #[arg(long)]
+        interface: String,
+        #[arg(long, value_parser = mac)]
+        from: [u8; 6],
+        #[arg(long, value_parser = mac)]
+        to: [u8; 6],
+        #[arg(long)]
+        milliseconds: u64,
+    },
+}
+
+fn mac(text: &str) -> Result<[u8; 6], String> {
+    let bytes: Result<Vec<u8>, _> =
+        text.split(':').map(|part| u8::from_str_radix(part, 16)).collect();
+    let bytes = bytes.map_err(|error| error.to_string())?;
+    bytes.try_into().map_err(|_| "six bytes, like 0a:58:0a:f4:01:02".to_owned())
+}
+
+fn main() -> std::io::Result<()> {
+    let start = Instant::now();
+    let (result, attempts) = match Cli::parse().what {
+        What::Serve { kind, address } => return serve(&kind, address),
+        What::Tcp { address, sni, http, patience } => {
+            (tcp(address, sni.as_deref(), http.as_deref(), Duration::from_millis(patience)), 1)
+        }
+        What::Udp { address, wait } => (udp(address, wait), 1),
+        What::Ping { address } => (ping(address), 1),
+        What::Raw { address, source } => (raw(address).and_then(|raw| raw.send(source)), 1),
+        What::Packet { address, source, interface, from, to } => {
+            let sent = below(&interface).and_then(|socket| {
+                socket.send(&datagram(source, address).ethernet(from, to)).map(drop)
+            });
+            (sent.map(|()| String::new()), 1)
+        }
+        What::Flood { address, source, interface, from, to, milliseconds } => {
+            let until = start + Duration::from_millis(milliseconds);
+            match flood(address, source, &interface, (from, to), until) {
+                Ok(attempts) => (Ok(String::new()), attempts),
+                Err(error) => (Err(error), 0),
+            }
+        }
+    };
+    let outcome = Outcome::new(result, start.elapsed(), attempts);
+    let line = serde_json::to_string(&outcome)?;
+    writeln!(std::io::stdout(), "{line}")
+}
+
+fn tcp(
+    address: SocketAddr,
+    sni: Option<&str>,
+    http: Option<&str>,
+    patience: Duration,
+) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    let question = match (sni, http) {
+        (Some(name), _) => client_hello(name),
+        (None, Some(host)) => {
+            format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").into_bytes()
+        }
+        (None, None) => return Ok("connected".to_owned()),
+    };
+    stream.write_all(&question)?;
+    let mut answer = [0u8; 512];
+    let length = stream.read(&mut answer)?;
+    let answer = answer.get(..length).unwrap_or_default();
+    Ok(match answer {
+        // A handshake record: the server's hello.
+        [22, 3, ..] => "TLS".to_owned(),
+        [] => return Err(std::io::ErrorKind::ConnectionReset.into()),
+        text => String::from_utf8_lossy(text).lines().next().unwrap_or_default().to_owned(),
+    })
+}
+
+fn udp(address: SocketAddr, wait: bool) -> std::io::Result<String> {
+    let any: IpAddr = if address.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.send_to(b"probe", address)?;
+    if !wait {
+        return Ok("sent".to_owned());
+    }
+    socket.set_read_timeout(Some(Duration::from_millis(700)))?;
+    let mut answer = [0u8; 64];
+    socket.recv_from(&mut answer).map(|_| "answered".to_owned())
+}
+
+/// An echo request through a raw ICMP socket, and its reply.
+fn ping(address: IpAddr) -> std::io::Result<String> {
+    let (domain, protocol, request, reply, header) = match address {
+        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4, 8u8, 0u8, 20),
+        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6, 128, 129, 0),
+    };
+    let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
+    socket.set_read_timeout(Some(Duration::from_millis(700)))?;
+    let [high, low] = (std::process::id() as u16).to_be_bytes();
+    // The checksum of a message that is zero but for type and identifier; IPv6's is the kernel's.
+    let sum = !(u16::from_be_bytes([request, 0]).wrapping_add(u16::from_be_bytes([high, low])));
+    let [s0, s1] = sum.to_be_bytes();
+    let message = [request, 0, s0, s1, high, low, 0, 0];
+    socket.send_to(&message, &SockAddr::from(SocketAddr::new(address, 0)))?;
+    let until = Instant::now() + Duration::from_millis(700);
+    let mut answer = [std::mem::MaybeUninit::new(0u8); 256];
+    while Instant::now() < until {
+        let length = socket.recv(&mut answer)?;
+        // SAFETY: the array was initialised, and the kernel wrote the first `length` bytes.
+        let bytes = answer.map(|byte| unsafe { byte.assume_init() });
+        let message = bytes.get(header..length).unwrap_or_default();
+        if let [kind, _, _, _, a, b, ..] = message
+            && *kind == reply
+            && [*a, *b] == [high, low]
+        {
+            return Ok("answered".to_owned());
+        }
+    }
+    Err(std::io::ErrorKind::TimedOut.into())
+}
+
+/// A raw socket with an address to send to.
+struct Raw {
+    socket: Socket,
+    address: SocketAddr,
+}
+
+fn raw(address: SocketAddr) -> std::io::Result<Raw> {
+    const IPPROTO_RAW: i32 = 255;
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(IPPROTO_RAW)))?;
+    Ok(Raw { socket, address })
+}
+
+impl Raw {
+    fn send(&self, source: IpAddr) -> std::io::Result<String> {
+        let packet = datagram(source, self.address).ip();
+        // The header has the port; the kernel wants none.
+        let to = SocketAddr::new(self.address.ip(), 0);
+        self.socket.send_to(&packet, &SockAddr::from(to)).map(|_| "sent".to_owned())
+    }
+}
+
+fn below(interface: &str) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
+    let address = packet_address(interface).map_err(std::io::Error::other)?;
+    socket.bind(&address)?;
+    Ok(socket)
+}
+
+fn datagram(source: IpAddr, address: SocketAddr) -> Packet<'static> {
+    Packet {
+        src: source,
+        dst: address.ip(),
+        protocol: protocol::UDP,
+        src_port: 40000,
+        dst_port: address.port(),
+        flags: 0,
+        payload: b"probe",
+    }
+}
+
+/// Every way at once: the frames count as sent whether or not the kernel refuses them.
+fn flood(
+    address: SocketAddr,
+    source: IpAddr,
+    interface: &str,
+    (from, to): ([u8; 6], [u8; 6]),
+    until: Instant,
+) -> std::io::Result<u64> {
+    let below = below(interface)?;
+    let raw = raw(address)?;
+    let any: IpAddr = if address.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    let frame = datagram(source, address).ethernet(from, to);
+    let syn =
+        Packet { protocol: protocol::TCP, flags: SYN, payload: b"", ..datagram(source, address) };
+    let syn = syn.ethernet(from, to);
+    let mut attempts = 0;
+    while Instant::now() < until {
+        for _ in 0..16 {
+            // A refusal is what is hoped for.
+            let _ = below.send(&frame);
+            let _ = below.send(&syn);
+            let _ = raw.send(source);
+            let _ = socket.send_to(b"probe", address);
+            attempts += 4;
+        }
+    }
+    Ok(attempts)
+}
+
+fn serve(kind: &str, address: SocketAddr) -> std::io::Result<()> {
+    let ready = || writeln!(std::io::stdout(), "ready");
+    if kind == "udp" {
+        let socket = UdpSocket::bind(address)?;
+        ready()?;
+        let mut buffer = [0u8; 2048];
+        loop {
+            let (length, peer) = socket.recv_from(&mut buffer)?;
+            // Whoever asked may be gone.
+            let _ = socket.send_to(buffer.get(..length).unwrap_or_default(), peer);
+        }
+    }
+    let listener = TcpListener::bind(address)?;
+    ready()?;
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        std::thread::spawn(move || {
+            let Ok(mut other) = stream.try_clone() else { return };
+            let _ = std::io::copy(&mut other, &mut stream);
+        });
+    }
+    Ok(())
+}

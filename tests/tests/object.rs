@@ -1,0 +1,72 @@
+//! The embedded object: both sides agree on its bytes, and the running kernel takes it.
+
+use std::mem::size_of;
+
+use aya::EbpfLoader;
+use aya::programs::{CgroupSkb, CgroupSockAddr, SchedClassifier};
+use egress_agent::datapath::object;
+use egress_common::event::Event;
+use egress_common::key::{AddressKey, ExactKey, ExceptionKey, PolicyId, RangeKey, ReplyKey};
+use egress_common::state::{
+    Config, Counter, CounterKey, Exact, Exception, Pod, Policy, Range, Reply, Seen, SeenKey, loss,
+};
+use egress_common::{Reason, Verdict};
+
+#[test]
+fn sizes_agree_on_both_sides() {
+    let parsed = aya_obj::Object::parse(object()).unwrap();
+    let word = size_of::<u32>();
+    for (name, key, value) in [
+        ("CONFIG", word, size_of::<Config>()),
+        ("HEARTBEAT", word, size_of::<u64>()),
+        ("POLICIES", size_of::<PolicyId>(), size_of::<Policy>()),
+        ("PODS", size_of::<u64>(), size_of::<Pod>()),
+        ("INTERFACES", word, size_of::<Pod>()),
+        ("EXACT", size_of::<ExactKey>(), size_of::<Exact>()),
+        ("ADDRESSES", size_of::<AddressKey>(), word),
+        // The trie's key starts with the length of the prefix.
+        ("RANGES", word + size_of::<RangeKey>(), size_of::<Range>()),
+        ("EXCEPTIONS", size_of::<ExceptionKey>(), size_of::<Exception>()),
+        ("REPLIES", size_of::<ReplyKey>(), size_of::<Reply>()),
+        ("COUNTERS", size_of::<CounterKey>(), size_of::<Counter>()),
+        ("NODE_COUNTERS", word, size_of::<Counter>()),
+        ("LOSSES", word, size_of::<u64>()),
+        ("SEEN", size_of::<SeenKey>(), size_of::<Seen>()),
+    ] {
+        let map = parsed.maps.get(name).unwrap_or_else(|| panic!("no map {name}"));
+        assert_eq!(map.key_size() as usize, key, "key of {name}");
+        assert_eq!(map.value_size() as usize, value, "value of {name}");
+    }
+    let slots = |name: &str| parsed.maps.get(name).unwrap().max_entries();
+    assert_eq!(slots("NODE_COUNTERS"), Verdict::SLOTS * Reason::SLOTS);
+    assert_eq!(slots("LOSSES"), loss::SLOTS);
+    assert_eq!(Event::SIZE, 120);
+}
+
+#[test]
+fn the_running_kernel_accepts_every_program() {
+    let mut ebpf = EbpfLoader::new().load(object()).unwrap();
+    for name in
+        ["pod_egress", "pod_ingress", "wall", "connect4", "connect6", "sendmsg4", "sendmsg6"]
+    {
+        let program = ebpf.program_mut(name).unwrap_or_else(|| panic!("no program {name}"));
+        let loaded = match name {
+            "pod_egress" | "pod_ingress" => {
+                let program: &mut SchedClassifier = program.try_into().unwrap();
+                program.load()
+            }
+            "wall" => {
+                let program: &mut CgroupSkb = program.try_into().unwrap();
+                program.load()
+            }
+            _ => {
+                let program: &mut CgroupSockAddr = program.try_into().unwrap();
+                program.load()
+            }
+        };
+        loaded.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        let processed = program.info().unwrap().verified_instruction_count();
+        println!("{name}: the verifier processed {processed:?} instructions");
+        assert!(processed.is_none_or(|count| count < 1_000_000), "{name}");
+    }
+}

@@ -1,0 +1,49 @@
+//! Answers to what others open toward a governed pod, with enforcement on.
+
+use anyhow::Result;
+use egress_tests::address::pod;
+use egress_tests::lab::CART;
+use egress_tests::process::Place;
+use egress_tests::scenario::{Scenario, to};
+
+#[test]
+fn peers_and_the_node_are_answered() -> Result<()> {
+    let scenario = Scenario::new("enforce")?;
+    let lab = &scenario.lab;
+    let _tcp = scenario.server(&lab.cart.place(), "tcp", 9000)?;
+    let _udp = scenario.server(&lab.cart.place(), "udp", 9001)?;
+    let node = Place { netns: Some(&lab.node), ..Place::default() };
+    for place in [lab.ledger.place(), node] {
+        for ip in pod(CART.host).both() {
+            let tcp = lab.attempt(&place, &["tcp", &to(ip, 9000), "--http", "x"])?;
+            assert!(tcp.ok, "{ip}: {tcp:?}");
+            let udp = lab.attempt(&place, &["udp", &to(ip, 9001), "--wait"])?;
+            assert!(udp.ok, "{ip}: {udp:?}");
+            let ping = lab.attempt(&place, &["ping", &ip.to_string()])?;
+            assert!(ping.ok, "{ip}: {ping:?}");
+            // A closed port says so: the pod's kernel answers for it.
+            let closed = lab.attempt(&place, &["tcp", &to(ip, 9999)])?;
+            assert_eq!(closed.error, "ECONNREFUSED", "{ip}: {closed:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_remote_outside_the_inbound_ranges_is_not_answered() -> Result<()> {
+    let scenario = Scenario::new("enforce")?;
+    let lab = &scenario.lab;
+    let _tcp = scenario.server(&lab.cart.place(), "tcp", 9000)?;
+    let _udp = scenario.server(&lab.cart.place(), "udp", 9001)?;
+    let outside = Place { netns: Some(&lab.internet), ..Place::default() };
+    for ip in pod(CART.host).both() {
+        let mark = lab.sniffer.mark();
+        let tcp = lab.attempt(&outside, &["tcp", &to(ip, 9000), "--patience", "500"])?;
+        let udp = lab.attempt(&outside, &["udp", &to(ip, 9001), "--wait"])?;
+        let ping = lab.attempt(&outside, &["ping", &ip.to_string()])?;
+        assert!(!tcp.ok && !udp.ok && !ping.ok, "{ip}: {tcp:?} {udp:?} {ping:?}");
+        lab.settle();
+        assert_eq!(lab.sniffer.escapes(mark)?, [], "{ip}");
+    }
+    Ok(())
+}
