@@ -145,6 +145,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         readiness.ready(states.clone(), reader, outlet.lost());
         let mut tasks = Tasks::default();
         enforcer.report(&mut tasks, &states, outlet, admin, &until)?;
+        tasks.start("counters", metrics::keep(readiness, until.clone()));
         tasks.start("enforcer", enforcer.follow(snapshots, wake, until.clone()));
         tasks.until(until).await
     };
