@@ -1,5 +1,7 @@
 //! The only place that knows everybody: registry in, kernel out, and what is told about it.
 
+mod state;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,72 +14,17 @@ use crate::cli::{Run, exit};
 use crate::clock::boot_clock;
 use crate::config::{ConfigError, File};
 use crate::datapath::{
-    Applied, Attached, Check, CheckStatus, DatapathError, HookStatus, Loaded, Options, preflight,
+    Applied, Attached, Check, CheckStatus, DatapathError, Loaded, Options, preflight,
 };
 use crate::identity::cgroup::Kubepods;
 use crate::identity::{cgroup, link};
 use crate::lock::{Lock, LockError};
 use crate::policy::compile::compile;
-use crate::policy::{
-    ClusterConfig, Desired, NodeState, Origin, Problem, ProblemCode, Snapshot, Tables,
-};
+use crate::policy::{ClusterConfig, Desired, NodeState, Snapshot, Tables};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, registry};
 
-/// What everything that reports reads: one immutable value per change.
-#[derive(Clone, Debug)]
-pub struct AgentState {
-    /// Name of this node.
-    pub node: Option<String>,
-    /// The registry, as it was named.
-    pub source: String,
-    /// The snapshot that was compiled last.
-    pub snapshot: Arc<Snapshot>,
-    /// What it compiled to.
-    pub desired: Arc<Desired>,
-    /// What the kernel holds.
-    pub tables: Arc<Tables>,
-    /// Hooks, verified against the kernel.
-    pub hooks: Arc<Vec<HookStatus>>,
-    /// Entries and room of each table.
-    pub usage: Arc<Vec<(&'static str, usize, usize)>>,
-    /// Why the last policy was not applied, if it was not.
-    pub refused: Option<String>,
-    /// What could not be done for single interfaces.
-    pub warnings: Vec<String>,
-    /// Policies applied and refused since the start.
-    pub applies: (u64, u64),
-    /// When the registry last published.
-    pub synced: Instant,
-    /// The same, seconds since the epoch.
-    pub synced_at: f64,
-    /// Boot clock of the last heartbeat, nanoseconds.
-    pub beat: u64,
-}
-
-impl AgentState {
-    /// The strictest mode in force on this node.
-    pub fn mode(&self) -> Mode {
-        let modes =
-            self.tables.policies.values().filter_map(|policy| Mode::from_number(policy.mode));
-        modes.fold(Mode::Off, Mode::max)
-    }
-
-    /// Problems of the registry, of compiling and of applying.
-    pub fn problems(&self) -> Vec<Problem> {
-        let mut problems = self.desired.problems.clone();
-        problems.extend(self.refused.as_ref().map(|message| Problem {
-            code: ProblemCode::TableFull,
-            origin: Origin {
-                kind: "Node".to_owned(),
-                name: self.node.clone().unwrap_or_default(),
-                file: None,
-            },
-            message: message.clone(),
-        }));
-        problems
-    }
-}
+pub use state::AgentState;
 
 /// Why the agent ended.
 #[derive(Debug, thiserror::Error)]
@@ -198,6 +145,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         readiness.ready(states.clone(), reader, outlet.lost());
         let mut tasks = Tasks::default();
         enforcer.report(&mut tasks, &states, outlet, admin, &until)?;
+        tasks.start("counters", metrics::keep(readiness, until.clone()));
         tasks.start("enforcer", enforcer.follow(snapshots, wake, until.clone()));
         tasks.until(until).await
     };

@@ -8,6 +8,8 @@ mod aggregate;
 mod attribute;
 mod compact;
 mod ocsf;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

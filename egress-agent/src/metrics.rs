@@ -1,14 +1,19 @@
 //! Metrics and probes over HTTP.
 //!
 //! Counters live in the kernel's pinned maps and are read at scrape time: there is no second
-//! bookkeeping that could drift, and a restart of the agent is no counter reset. Labels are closed
-//! words or names of the cluster, never an address, a port or a host.
+//! bookkeeping that could drift, and a restart of the agent is no counter reset; only what dead
+//! pods leave behind is kept here (see `ledger`). Labels are closed words or names of the cluster,
+//! never an address, a port or a host.
 
 mod collect;
 mod family;
+mod ledger;
+#[cfg(test)]
+mod tests;
+mod traffic;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -21,15 +26,19 @@ use tokio::sync::{Mutex, watch};
 
 use crate::agent::AgentState;
 use crate::clock::boot_clock;
-use crate::datapath::CounterReader;
+use crate::datapath::{CounterReader, DatapathError};
 use crate::events::LostEvents;
-use crate::supervise::Shutdown;
+use crate::supervise::{self, Shutdown};
+use collect::{Counted, ScrapeError};
+use ledger::Ledger;
 
 /// Where metrics are served unless configured otherwise: never on every interface by itself.
 const DEFAULT_ADDRESS: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9464);
 /// A second scrape within this time gets the first one's answer.
 const FRESH: Duration = Duration::from_secs(1);
+/// Between two looks for counters of pods that are gone.
+const SETTLE: Duration = Duration::from_secs(60);
 /// A heartbeat older than this means that the loop hangs.
 const ALIVE_NS: u64 = 10_000_000_000;
 
@@ -44,6 +53,31 @@ struct Sources {
     states: watch::Receiver<Arc<AgentState>>,
     reader: CounterReader,
     lost: LostEvents,
+    ledger: std::sync::Mutex<Ledger>,
+}
+
+impl Sources {
+    /// The names as they are now, and nobody else changing them.
+    fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {
+        // A ledger somebody panicked over is at worst short of a name.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn scrape(&self) -> Result<String, ScrapeError> {
+        let state = Arc::clone(&self.states.borrow());
+        // Held while the kernel is read: nothing is settled in between and counted twice.
+        let mut ledger = self.ledger();
+        // A pod this state is the first to name counts under its name at once.
+        ledger.learn(&state, boot_clock());
+        let counted = Counted::read(&self.reader)?;
+        collect::collect(&state, &counted, &ledger, &self.lost)
+    }
+
+    fn settle(&self) -> Result<(), DatapathError> {
+        let mut ledger = self.ledger();
+        let settled = ledger.settle(&self.reader.counters()?, boot_clock());
+        self.reader.forget(&settled)
+    }
 }
 
 impl Readiness {
@@ -55,7 +89,8 @@ impl Readiness {
         lost: LostEvents,
     ) {
         // The agent says so once; a second time would change nothing.
-        let _ = self.sources.set(Sources { states, reader, lost });
+        let ledger = std::sync::Mutex::default();
+        let _ = self.sources.set(Sources { states, reader, lost, ledger });
     }
 }
 
@@ -101,20 +136,47 @@ async fn scrape(State(readiness): State<Readiness>) -> Response {
         return exposition(text.clone());
     }
     let sources = Arc::clone(&readiness.sources);
-    let collected = tokio::task::spawn_blocking(move || {
-        let Some(Sources { states, reader, lost }) = sources.get() else {
-            return collect::before_ready();
-        };
-        let state = Arc::clone(&states.borrow());
-        collect::collect(&state, reader, lost)
-    });
-    match collected.await {
+    let scrape = move || sources.get().map_or_else(collect::before_ready, Sources::scrape);
+    match supervise::blocking(scrape).await {
         Ok(Ok(text)) => {
             *cached = Some((Instant::now(), text.clone()));
             exposition(text)
         }
         Ok(Err(error)) => failed(&error.to_string()),
         Err(error) => failed(&error.to_string()),
+    }
+}
+
+/// Learns who is there as it changes, and settles the counters of those who are gone. Between
+/// two scrapes a pod may come and go: this does not wait for one.
+///
+/// # Errors
+/// When the agent's state is published no more.
+pub async fn keep(readiness: Readiness, mut shutdown: Shutdown) -> anyhow::Result<()> {
+    let Some(sources) = readiness.sources.get() else {
+        anyhow::bail!("no state to read names from");
+    };
+    let mut states = sources.states.clone();
+    let mut settle = tokio::time::interval(SETTLE);
+    let mut known = None;
+    loop {
+        let state = Arc::clone(&states.borrow_and_update());
+        // The state changes with every heartbeat; who is there does not.
+        if known.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &state.tables)) {
+            sources.ledger().learn(&state, boot_clock());
+            known = Some(Arc::clone(&state.tables));
+        }
+        tokio::select! {
+            () = shutdown.requested() => return Ok(()),
+            changed = states.changed() => changed?,
+            _ = settle.tick() => {
+                let sources = Arc::clone(&readiness.sources);
+                let settled = move || sources.get().map_or(Ok(()), Sources::settle);
+                if let Err(error) = supervise::blocking(settled).await? {
+                    tracing::warn!(error = error.to_string(), "counters not settled");
+                }
+            }
+        }
     }
 }
 

@@ -112,6 +112,17 @@ impl Tasks {
     }
 }
 
+/// Runs work that blocks, such as reading maps, beside the tasks and waits for it.
+///
+/// # Errors
+/// When it panicked.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<T> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.map_err(|error| anyhow::anyhow!("blocking work panicked: {error}"))
+}
+
 /// An end nobody asked for, as an error.
 fn ending(ended: Result<Ending, tokio::task::JoinError>) -> anyhow::Result<()> {
     match ended {

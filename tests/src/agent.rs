@@ -43,6 +43,9 @@ impl Agent {
         let place = Place { netns: Some(&lab.node), ..Place::default() };
         let mut command = place.command(binary()?)?;
         command.args(Self::arguments(lab)).args(more);
+        // The programs' own lines are debug lines.
+        let level = if more.contains(&"--kernel-log") { "debug" } else { "info" };
+        command.env("EGRESS_LOG", level);
         command.stdout(lab.log("agent.out")?).stderr(lab.log("agent")?);
         let mut process = Process::start(command, "egress-agent")?;
         let ready = wait_until("the agent is ready", Duration::from_secs(30), || {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use egress_tests::address::STRIPE;
 use egress_tests::agent::{self, Agent, binary};
 use egress_tests::attempt::Outcome;
-use egress_tests::process::{Place, Process};
+use egress_tests::process::{Place, Process, wait_until};
 use egress_tests::scenario::{Scenario, to};
 use nix::sys::signal::Signal;
 
@@ -119,5 +119,18 @@ fn uninstall_lets_go_of_everything_and_only_without_an_agent() -> Result<()> {
     assert!(free.ok && escaped > 0, "{free:?}");
     let (code, text) = agent::command(&scenario.lab, &["uninstall", "--bpffs", &path])?;
     assert_eq!(code, 0, "a second time changes nothing: {text}");
+    Ok(())
+}
+
+#[test]
+fn kernel_logging_brings_the_programs_own_lines() -> Result<()> {
+    let scenario = Scenario::with("audit", &["--kernel-log"])?;
+    let outside = to(STRIPE.v4, 9000);
+    scenario.lab.attempt(&scenario.lab.cart.place(), &["tcp", &outside])?;
+    let log = scenario.lab.file("log/agent");
+    wait_until("the boundary's line arrives", Duration::from_secs(3), || {
+        let text = std::fs::read_to_string(&log)?;
+        Ok(text.contains("pod_egress protocol 6 port 9000"))
+    })?;
     Ok(())
 }

@@ -20,6 +20,7 @@ pub struct CounterReader {
 }
 
 struct Counters {
+    options: Options,
     pods: PerCpuHashMap<MapData, CounterKey, Counter>,
     node: PerCpuArray<MapData, Counter>,
     losses: PerCpuArray<MapData, u64>,
@@ -41,6 +42,7 @@ impl CounterReader {
     /// When a pin is missing or is no map of the expected type.
     pub fn open(options: &Options) -> Result<Self, DatapathError> {
         let maps = Counters {
+            options: options.clone(),
             pods: open(options, "COUNTERS", Map::PerCpuHashMap)?,
             node: open(options, "NODE_COUNTERS", Map::PerCpuArray)?,
             losses: open(options, "LOSSES", Map::PerCpuArray)?,
@@ -60,6 +62,26 @@ impl CounterReader {
             sums.insert(key, sum(values.iter()));
         }
         Ok(sums)
+    }
+
+    /// Removes per-pod counters; one that is not there is removed already.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn forget(&self, keys: &[CounterKey]) -> Result<(), DatapathError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        // A handle of its own: every other use of the counters only reads.
+        let mut pods: PerCpuHashMap<MapData, CounterKey, Counter> =
+            open(&self.maps.options, "COUNTERS", Map::PerCpuHashMap)?;
+        for key in keys {
+            match pods.remove(key) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(DatapathError::Map { map: "COUNTERS", source }),
+            }
+        }
+        Ok(())
     }
 
     /// The node's totals of every verdict and reason, zeroes included.

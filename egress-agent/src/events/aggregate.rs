@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use egress_common::Verdict;
 use egress_common::event::Event;
 use egress_common::key::{Addr, PodId};
 use egress_common::packet::Hook;
@@ -13,7 +14,37 @@ const WINDOW: u64 = 30_000_000_000;
 const MOST: usize = 4096;
 
 /// What repeats of one decision share.
-type Key = (PodId, Addr, u16, u8, u8, u8);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    pod: PodId,
+    dst: Addr,
+    port: u16,
+    protocol: u8,
+    verdict: u8,
+    reason: u8,
+    /// A refused call never becomes a packet: a packet that is dropped is somebody else's doing,
+    /// and must not be taken for the call that was refused beside it.
+    refused_call: bool,
+}
+
+impl Key {
+    fn of(event: &Event) -> Self {
+        Self {
+            pod: event.pod,
+            dst: event.dst,
+            port: event.dst_port,
+            protocol: event.protocol,
+            verdict: event.verdict,
+            reason: event.reason,
+            refused_call: is_call(event) && event.verdict == Verdict::Drop.number(),
+        }
+    }
+}
+
+/// Whether a socket hook made the event.
+fn is_call(event: &Event) -> bool {
+    Hook::from_number(event.hook).is_some_and(Hook::is_socket)
+}
 
 /// The process behind a decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +61,8 @@ pub(super) struct Report {
     pub(super) event: Event,
     /// The process, where a socket hook saw it.
     pub(super) process: Option<Process>,
-    /// Packets and calls this record stands for, each counted where it ended.
+    /// Packets and calls this record stands for, each counted by the hook that had the last
+    /// word on it. Where none had (an audited call that never became a packet): the calls.
     pub(super) count: u64,
     /// Boot clock of the first and the last, nanoseconds.
     pub(super) first: u64,
@@ -40,6 +72,8 @@ pub(super) struct Report {
 #[derive(Debug)]
 struct Gathered {
     report: Report,
+    /// Events of hooks that did not have the last word.
+    passed: u64,
     opened: u64,
     told: bool,
 }
@@ -53,13 +87,13 @@ pub(super) struct Aggregates {
 impl Aggregates {
     /// Takes one event in; false when there is no room for another decision.
     pub(super) fn add(&mut self, event: &Event) -> bool {
-        let key =
-            (event.pod, event.dst, event.dst_port, event.protocol, event.verdict, event.reason);
+        let key = Key::of(event);
         if self.open.len() >= MOST && !self.open.contains_key(&key) {
             return false;
         }
         let gathered = self.open.entry(key).or_insert_with(|| Gathered {
             report: Report { event: *event, process: None, count: 0, first: event.time, last: 0 },
+            passed: 0,
             opened: event.time,
             told: false,
         });
@@ -69,15 +103,17 @@ impl Aggregates {
         if event.counted != 0 {
             report.count += 1 + event.suppressed;
             report.event = *event;
+        } else {
+            gathered.passed += 1 + event.suppressed;
         }
-        if Hook::from_number(event.hook).is_some_and(Hook::is_socket) {
+        if is_call(event) {
             report.process = Some(Process {
                 pid: event.pid,
                 uid: event.uid,
                 comm: event.comm().unwrap_or_default().to_owned(),
             });
         }
-        if report.count == 0 || report.first == 0 {
+        if report.first == 0 {
             report.first = event.time;
         }
         report.last = event.time;
@@ -91,8 +127,13 @@ impl Aggregates {
             let ended = now.saturating_sub(gathered.opened) >= WINDOW;
             let fresh = !gathered.told && gathered.report.count > 0;
             if fresh || (ended && (gathered.report.count > 0 || !gathered.told)) {
-                due.push(gathered.report.clone());
+                let mut report = gathered.report.clone();
+                if report.count == 0 {
+                    report.count = gathered.passed;
+                }
+                due.push(report);
                 gathered.told = true;
+                gathered.passed = 0;
                 gathered.report.count = 0;
                 gathered.report.first = 0;
             }
@@ -110,7 +151,7 @@ impl Aggregates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use egress_common::{Reason, Verdict};
+    use egress_common::Reason;
 
     fn event(hook: Hook, counted: u8, time: u64) -> Event {
         let mut bytes = [0u8; Event::SIZE];
@@ -158,6 +199,27 @@ mod tests {
         assert_eq!((told.len(), told[0].count), (1, 1));
         assert_eq!(told[0].process.as_ref().map(|process| process.pid), Some(42));
         assert_eq!(told[0].event.hook, Hook::PodEgress.number());
+    }
+
+    #[test]
+    fn a_call_that_never_became_a_packet_is_told_with_its_calls() {
+        let mut open = Aggregates::default();
+        open.add(&event(Hook::Connect4, 0, 1));
+        open.add(&event(Hook::Connect4, 0, 2));
+        assert_eq!(open.due(3), []);
+        let told = open.due(WINDOW + 1);
+        assert_eq!((told.len(), told[0].count), (1, 2));
+    }
+
+    #[test]
+    fn a_dropped_packet_is_not_taken_for_the_call_refused_beside_it() {
+        let mut open = Aggregates::default();
+        for hook in [Hook::Connect4, Hook::PodEgress] {
+            open.add(&Event { verdict: Verdict::Drop.number(), ..event(hook, 1, 1) });
+        }
+        let processes: Vec<bool> =
+            open.due(2).iter().map(|report| report.process.is_some()).collect();
+        assert_eq!(processes, [false, true]);
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub(super) struct Named {
     pub(super) socket_uid: Option<u32>,
     /// The ServiceEntry that declares the destination.
     pub(super) declared_by: Option<String>,
-    /// No socket hook saw what a socket call would have shown it: a raw or packet socket.
+    /// A packet that no call stands behind, see [`evades`].
     pub(super) evasion: bool,
 }
 
@@ -61,8 +61,6 @@ pub(super) fn attribute(report: &Report, state: &AgentState, sequence: u64) -> N
     });
     let hook = Hook::from_number(event.hook).unwrap_or(Hook::PodEgress);
     let capture = coverage.map_or(Capture::None, |pod| pod.capture);
-    let opens =
-        event.protocol != protocol::TCP || event.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
     Named {
         sequence,
         node: state.node.clone().unwrap_or_default(),
@@ -87,14 +85,62 @@ pub(super) fn attribute(report: &Report, state: &AgentState, sequence: u64) -> N
         protocol: event.protocol,
         is_v6: dst.is_ipv6(),
         packets_bytes: event.len,
-        evasion: capture == Capture::None
-            && coverage.is_some()
-            && !hook.is_socket()
-            && report.process.is_none()
-            && opens,
+        evasion: coverage.is_some_and(|pod| evades(pod.capture, report)),
         process: report.process.clone(),
         socket_uid: (event.uid != u32::MAX).then_some(event.uid),
         declared_by: declared.map(|declaration| declaration.name.to_string()),
+    }
+}
+
+/// Whether a packet left a pod in a way no socket hook saw, where one would have denied it: the
+/// mark of a raw or packet socket.
+///
+/// Certain for TCP. A UDP socket that was connected before the policy came looks the same. Of a
+/// captured pod nothing can be said, because its calls are not judged; nor of ICMP, which no
+/// socket hook sees, nor of reasons that are about the packet and not about where it goes.
+fn evades(capture: Capture, report: &Report) -> bool {
+    let event = &report.event;
+    let is_call = Hook::from_number(event.hook).is_none_or(Hook::is_socket);
+    if capture != Capture::None || is_call || report.process.is_some() {
+        return false;
+    }
+    let opens = match event.protocol {
+        protocol::TCP => event.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN,
+        protocol::UDP => true,
+        _ => false,
+    };
+    opens && Reason::from_number(event.reason).is_some_and(is_about_the_destination)
+}
+
+/// Whether a socket hook, which knows only protocol, address and port, gives this reason too.
+const fn is_about_the_destination(reason: Reason) -> bool {
+    match reason {
+        Reason::Protocol
+        | Reason::Metadata
+        | Reason::MeshVip
+        | Reason::Tunnel
+        | Reason::HiddenExternal
+        | Reason::ForeignResolver
+        | Reason::GatewayPort
+        | Reason::GatewayForbidden
+        | Reason::GatewayDraining
+        | Reason::Node
+        | Reason::NotGateway => true,
+        Reason::Exempt
+        | Reason::Local
+        | Reason::Reply
+        | Reason::Resolver
+        | Reason::Gateway
+        | Reason::Infrastructure
+        | Reason::Cluster
+        | Reason::Exception
+        | Reason::Ethertype
+        | Reason::Malformed
+        | Reason::Fragment
+        | Reason::SpoofedSource
+        | Reason::RateLimited
+        | Reason::UnknownPod
+        | Reason::PolicyStale => false,
     }
 }
 

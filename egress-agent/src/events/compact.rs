@@ -22,10 +22,12 @@ pub(super) fn line(named: &Named) -> String {
         "{time} {verdict:<5} {pod}{workload} -> {dst}:{}/{protocol}  {}",
         named.dst_port, named.reason
     );
-    // Writing to a string cannot fail.
+    // Writing to a string cannot fail. A process names itself: without escapes it could end the
+    // line and begin another that we never wrote.
     match (&named.process, named.socket_uid) {
         (Some(process), _) => {
-            let _ = write!(line, "  {}[{}] uid {}", process.comm, process.pid, process.uid);
+            let comm = process.comm.escape_debug();
+            let _ = write!(line, "  {comm}[{}] uid {}", process.pid, process.uid);
         }
         (None, Some(uid)) => {
             let _ = write!(line, "  uid {uid}");

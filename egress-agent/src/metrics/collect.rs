@@ -2,18 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use egress_common::key::PodId;
-use egress_common::state::{Counter, CounterKey, Direction};
+use egress_common::state::{Counter, CounterKey};
 use egress_common::{Mode, Reason, Verdict};
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
 
 use super::family::{Family, number};
+use super::ledger::Ledger;
+use super::traffic::traffic;
 use crate::agent::AgentState;
 use crate::clock::boot_clock;
 use crate::datapath::{CounterReader, DatapathError};
 use crate::events::LostEvents;
-use crate::policy::{Coverage, CoverageState, ProblemCode};
+use crate::policy::{CoverageState, ProblemCode};
 
 /// Why a scrape failed.
 #[derive(Debug, thiserror::Error)]
@@ -29,15 +30,30 @@ pub(super) fn before_ready() -> Result<String, ScrapeError> {
     encode([build_info()])
 }
 
+/// What the kernel counted, at one moment.
+pub(super) struct Counted {
+    pub(super) pods: BTreeMap<CounterKey, Counter>,
+    pub(super) node: BTreeMap<(Verdict, Reason), Counter>,
+    pub(super) losses: Vec<(&'static str, u64)>,
+}
+
+impl Counted {
+    /// Reads the pinned maps.
+    pub(super) fn read(reader: &CounterReader) -> Result<Self, DatapathError> {
+        Ok(Self { pods: reader.counters()?, node: reader.node()?, losses: reader.losses()? })
+    }
+}
+
 /// Everything.
 pub(super) fn collect(
     state: &AgentState,
-    reader: &CounterReader,
+    counted: &Counted,
+    ledger: &Ledger,
     lost: &LostEvents,
 ) -> Result<String, ScrapeError> {
-    let mut families = traffic(state, &reader.counters()?);
-    families.extend(node(&reader.node()?));
-    families.extend(losses(&reader.losses()?, lost));
+    let mut families = traffic(state, ledger, &counted.pods);
+    families.extend(node(&counted.node));
+    families.extend(losses(&counted.losses, lost));
     families.extend(agent(state));
     families.push(build_info());
     encode(families)
@@ -48,148 +64,6 @@ fn encode(families: impl IntoIterator<Item = Family>) -> Result<String, ScrapeEr
     let mut text = Vec::new();
     TextEncoder::new().encode(&families, &mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
-}
-
-/// Names of one source of traffic.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Source {
-    namespace: String,
-    workload: String,
-    pod: String,
-}
-
-/// Workload of pods that are gone and were not seen to go.
-const UNKNOWN: &str = "unknown";
-
-/// Counters of pods and, summed, of workloads. A pod that is gone stays in its workload for as
-/// long as this agent has seen both; one that was gone before counts as unknown.
-fn traffic(state: &AgentState, counters: &BTreeMap<CounterKey, Counter>) -> Vec<Family> {
-    let mut connections = Family::counter(
-        "egress_pod_connections_total",
-        "Connections opened or attempted by a pod; for protocols without connections, datagrams.",
-    );
-    let mut packets =
-        Family::counter("egress_pod_packets_total", "Packets of a pod, by verdict and direction.");
-    let mut bytes = Family::counter(
-        "egress_pod_bytes_total",
-        "Bytes of a pod on the wire that were not dropped, by gateway and direction.",
-    );
-    let mut workload_connections = Family::counter(
-        "egress_workload_connections_total",
-        "egress_pod_connections_total summed over a workload, pods that are gone included.",
-    );
-    let mut workload_bytes = Family::counter(
-        "egress_workload_bytes_total",
-        "egress_pod_bytes_total summed over a workload, pods that are gone included.",
-    );
-    let pods: BTreeMap<PodId, &Coverage> =
-        state.desired.coverage.iter().map(|pod| (PodId::of(&pod.uid), pod)).collect();
-    let gateways: BTreeMap<u32, String> = state
-        .desired
-        .gateways
-        .iter()
-        .map(|gateway| (gateway.id, gateway.name.to_string()))
-        .collect();
-
-    let mut by_pod: BTreeMap<(Source, String, Labels), Counter> = BTreeMap::new();
-    let mut by_workload: BTreeMap<(Source, String, Labels), Counter> = BTreeMap::new();
-    for (key, counter) in counters {
-        let Some(labels) = Labels::of(key) else { continue };
-        let gateway = gateways.get(&key.gateway.0).cloned().unwrap_or_default();
-        let source = match pods.get(&key.pod) {
-            Some(pod) => Source {
-                namespace: pod.pod.namespace.clone(),
-                workload: pod.workload.1.clone(),
-                pod: pod.pod.name.clone(),
-            },
-            None => Source {
-                namespace: UNKNOWN.to_owned(),
-                workload: UNKNOWN.to_owned(),
-                pod: String::new(),
-            },
-        };
-        if !source.pod.is_empty() {
-            add(by_pod.entry((source.clone(), gateway.clone(), labels)).or_default(), counter);
-        }
-        let workload = Source { pod: String::new(), ..source };
-        add(by_workload.entry((workload, gateway, labels)).or_default(), counter);
-    }
-    // A first denial must be an increase from zero, not a series that is born at one.
-    for pod in state.desired.coverage.iter().filter(|pod| pod.policy.is_some()) {
-        let source = Source {
-            namespace: pod.pod.namespace.clone(),
-            workload: pod.workload.1.clone(),
-            pod: pod.pod.name.clone(),
-        };
-        for verdict in [Verdict::Audit, Verdict::Drop] {
-            let labels = Labels { verdict, reason: Reason::NotGateway, direction: Direction::Tx };
-            by_pod.entry((source.clone(), String::new(), labels)).or_default();
-        }
-    }
-    for ((source, gateway, labels), counter) in &by_pod {
-        let Labels { verdict, reason, direction } = *labels;
-        let named = [
-            ("source_namespace", source.namespace.as_str()),
-            ("source_workload", source.workload.as_str()),
-            ("source_pod", source.pod.as_str()),
-            ("gateway", gateway.as_str()),
-            ("verdict", verdict.name()),
-            ("reason", reason.name()),
-        ];
-        let with_direction: Vec<_> =
-            named.iter().copied().chain([("direction", direction.name())]).collect();
-        if direction == Direction::Tx {
-            connections.add(&named, number(counter.connections));
-        }
-        packets.add(&with_direction, number(counter.packets));
-        if verdict != Verdict::Drop {
-            bytes.add(&with_direction, number(counter.bytes));
-        }
-    }
-    for ((source, gateway, labels), counter) in &by_workload {
-        let Labels { verdict, reason, direction } = *labels;
-        let named = [
-            ("source_namespace", source.namespace.as_str()),
-            ("source_workload", source.workload.as_str()),
-            ("gateway", gateway.as_str()),
-            ("verdict", verdict.name()),
-            ("reason", reason.name()),
-        ];
-        if direction == Direction::Tx {
-            workload_connections.add(&named, number(counter.connections));
-        }
-        if verdict != Verdict::Drop {
-            let with_direction: Vec<_> =
-                named.iter().copied().chain([("direction", direction.name())]).collect();
-            workload_bytes.add(&with_direction, number(counter.bytes));
-        }
-    }
-    vec![connections, packets, bytes, workload_connections, workload_bytes]
-}
-
-/// The closed words of a counter's key.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Labels {
-    verdict: Verdict,
-    reason: Reason,
-    direction: Direction,
-}
-
-impl Labels {
-    /// `None` for numbers a newer version has written.
-    fn of(key: &CounterKey) -> Option<Self> {
-        Some(Self {
-            verdict: Verdict::from_number(key.verdict)?,
-            reason: Reason::from_number(key.reason)?,
-            direction: Direction::from_number(key.direction)?,
-        })
-    }
-}
-
-const fn add(sum: &mut Counter, counter: &Counter) {
-    sum.connections += counter.connections;
-    sum.packets += counter.packets;
-    sum.bytes += counter.bytes;
 }
 
 fn node(totals: &BTreeMap<(Verdict, Reason), Counter>) -> Vec<Family> {
@@ -213,7 +87,7 @@ fn node(totals: &BTreeMap<(Verdict, Reason), Counter>) -> Vec<Family> {
 fn losses(kernel: &[(&'static str, u64)], lost: &LostEvents) -> Vec<Family> {
     let mut events = Family::counter(
         "egress_events_lost_total",
-        "Events that were lost, by the stage that lost them.",
+        "Events and counts that were lost, by the stage that lost them.",
     );
     let mut suppressed = Family::counter(
         "egress_events_suppressed_total",

@@ -1,0 +1,86 @@
+//! What the agent tells about itself.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use egress_common::Mode;
+
+use crate::datapath::HookStatus;
+use crate::policy::{Desired, Origin, Problem, ProblemCode, Snapshot, Tables};
+
+/// What everything that reports reads: one immutable value per change.
+#[derive(Clone, Debug)]
+pub struct AgentState {
+    /// Name of this node.
+    pub node: Option<String>,
+    /// The registry, as it was named.
+    pub source: String,
+    /// The snapshot that was compiled last.
+    pub snapshot: Arc<Snapshot>,
+    /// What it compiled to.
+    pub desired: Arc<Desired>,
+    /// What the kernel holds.
+    pub tables: Arc<Tables>,
+    /// Hooks, verified against the kernel.
+    pub hooks: Arc<Vec<HookStatus>>,
+    /// Entries and room of each table.
+    pub usage: Arc<Vec<(&'static str, usize, usize)>>,
+    /// Why the last policy was not applied, if it was not.
+    pub refused: Option<String>,
+    /// What could not be done for single interfaces.
+    pub warnings: Vec<String>,
+    /// Policies applied and refused since the start.
+    pub applies: (u64, u64),
+    /// When the registry last published.
+    pub synced: Instant,
+    /// The same, seconds since the epoch.
+    pub synced_at: f64,
+    /// Boot clock of the last heartbeat, nanoseconds.
+    pub beat: u64,
+}
+
+impl AgentState {
+    /// The strictest mode in force on this node.
+    pub fn mode(&self) -> Mode {
+        let modes =
+            self.tables.policies.values().filter_map(|policy| Mode::from_number(policy.mode));
+        modes.fold(Mode::Off, Mode::max)
+    }
+
+    /// Problems of the registry, of compiling and of applying.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.desired.problems.clone();
+        problems.extend(self.refused.as_ref().map(|message| Problem {
+            code: ProblemCode::TableFull,
+            origin: Origin {
+                kind: "Node".to_owned(),
+                name: self.node.clone().unwrap_or_default(),
+                file: None,
+            },
+            message: message.clone(),
+        }));
+        problems
+    }
+}
+
+#[cfg(test)]
+impl AgentState {
+    /// A state that knows these objects, on node `node-a`.
+    pub(crate) fn of(snapshot: Snapshot, desired: Desired) -> Self {
+        Self {
+            node: Some("node-a".to_owned()),
+            source: "dir:/manifests".to_owned(),
+            snapshot: Arc::new(snapshot),
+            tables: Arc::new(desired.tables.clone()),
+            desired: Arc::new(desired),
+            hooks: Arc::default(),
+            usage: Arc::default(),
+            refused: None,
+            warnings: Vec::new(),
+            applies: (1, 0),
+            synced: Instant::now(),
+            synced_at: 1_700_000_000.0,
+            beat: crate::clock::boot_clock(),
+        }
+    }
+}

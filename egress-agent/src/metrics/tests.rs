@@ -1,0 +1,212 @@
+//! The exposition as its readers depend on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use egress_common::key::{Addr, GatewayId, PodId, PolicyId};
+use egress_common::state::{Capture, Counter, CounterKey, Direction, Pod};
+use egress_common::{Mode, Reason, Verdict};
+
+use super::collect::{Counted, before_ready, collect};
+use super::ledger::Ledger;
+use super::*;
+use crate::datapath::HookStatus;
+use crate::policy::{Coverage, CoverageState, Desired, GatewayState, ObjectName, Snapshot};
+
+fn name(namespace: &str, name: &str) -> ObjectName {
+    ObjectName { namespace: namespace.to_owned(), name: name.to_owned() }
+}
+
+fn pod(uid: &str, pod: &str, workload: &str) -> Coverage {
+    Coverage {
+        pod: name("shop", pod),
+        uid: uid.to_owned(),
+        workload: ("Deployment".to_owned(), workload.to_owned()),
+        policy: Some("shop".to_owned()),
+        mode: Mode::Enforce,
+        capture: Capture::None,
+        cgroup: Some(1),
+        ifindex: Some(2),
+        state: CoverageState::Covered,
+    }
+}
+
+/// One pod, `uid-1` of workload `cart`, and one gateway.
+pub(super) fn state() -> AgentState {
+    let mut desired = Desired::default();
+    desired.coverage.push(pod("uid-1", "cart-0", "cart"));
+    desired.gateways.push(GatewayState {
+        name: name("istio-system", "egw"),
+        id: GatewayId::of("istio-system", "egw").0,
+        policies: vec!["shop".to_owned()],
+        endpoints: Vec::new(),
+    });
+    let judged = Pod {
+        id: PodId::of("uid-1"),
+        policy: PolicyId::of("shop"),
+        capture: 0,
+        flags: 0,
+        mac: [0; 6],
+        proxy_uid: Pod::NO_PROXY,
+        proxy_gid: Pod::NO_PROXY,
+        v4: Addr::UNSPECIFIED,
+        v6: Addr::UNSPECIFIED,
+    };
+    desired.tables.pods.insert(1, judged);
+    let mut state = AgentState::of(Snapshot::default(), desired);
+    let hook =
+        HookStatus { hook: "wall", target: String::new(), attached: true, detail: String::new() };
+    state.hooks = Arc::new(vec![hook]);
+    state.usage = Arc::new(vec![("EXACT", 3, 65536)]);
+    state
+}
+
+/// The same node after its pod has gone.
+pub(super) fn without_pods() -> AgentState {
+    AgentState::of(Snapshot::default(), Desired::default())
+}
+
+/// One counter of a pod.
+pub(super) fn counters(uid: &str, packets: u64) -> BTreeMap<CounterKey, Counter> {
+    let gateway = GatewayId::of("istio-system", "egw");
+    let key =
+        CounterKey::new(PodId::of(uid), gateway, Verdict::Allow, Reason::Gateway, Direction::Tx);
+    BTreeMap::from([(key, Counter { connections: 1, packets, bytes: 100 * packets })])
+}
+
+fn exposition_of(state: &AgentState, pods: BTreeMap<CounterKey, Counter>) -> String {
+    let mut ledger = Ledger::default();
+    ledger.learn(state, 1);
+    let losses = vec![("ring", 0), ("counter", 0), ("reply", 0), ("suppressed", 0)];
+    let counted = Counted { pods, node: BTreeMap::new(), losses };
+    collect(state, &counted, &ledger, &LostEvents::default()).unwrap()
+}
+
+/// Samples as (name with labels, value).
+fn samples(text: &str) -> Vec<(&str, &str)> {
+    text.lines().filter(|line| !line.starts_with('#')).filter_map(|l| l.rsplit_once(' ')).collect()
+}
+
+/// `name{label,label}`: what a dashboard or an alert may rely on.
+fn shape(sample: &str) -> String {
+    let Some((name, labels)) = sample.split_once('{') else { return sample.to_owned() };
+    let names: Vec<&str> =
+        labels.split("\",").filter_map(|pair| Some(pair.split_once('=')?.0)).collect();
+    format!("{name}{{{}}}", names.join(","))
+}
+
+#[test]
+fn names_and_labels_are_frozen() {
+    let text = exposition_of(&state(), counters("uid-1", 7));
+    let shapes: BTreeSet<String> = samples(&text).iter().map(|(sample, _)| shape(sample)).collect();
+    let pod = "source_namespace,source_workload,source_pod,gateway,verdict,reason";
+    let workload = "source_namespace,source_workload,gateway,verdict,reason";
+    let expected = [
+        "egress_agent_lease_age_seconds".to_owned(),
+        "egress_apply_total{result}".to_owned(),
+        "egress_bpf_map_capacity{map}".to_owned(),
+        "egress_bpf_map_entries{map}".to_owned(),
+        "egress_bpf_program_attached{hook}".to_owned(),
+        "egress_build_info{version,schema}".to_owned(),
+        "egress_enforcement_mode{mode}".to_owned(),
+        "egress_events_lost_total{stage}".to_owned(),
+        "egress_events_suppressed_total".to_owned(),
+        "egress_gateway_endpoints{gateway,state}".to_owned(),
+        "egress_node_audit_total{reason}".to_owned(),
+        "egress_node_drops_total{reason}".to_owned(),
+        format!("egress_pod_bytes_total{{{pod},direction}}"),
+        format!("egress_pod_connections_total{{{pod}}}"),
+        format!("egress_pod_packets_total{{{pod},direction}}"),
+        "egress_pods{state}".to_owned(),
+        "egress_policy_generation".to_owned(),
+        "egress_registry_last_sync_timestamp_seconds".to_owned(),
+        "egress_registry_problems{code}".to_owned(),
+        format!("egress_workload_bytes_total{{{workload},direction}}"),
+        format!("egress_workload_connections_total{{{workload}}}"),
+    ];
+    assert_eq!(shapes.into_iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn no_label_set_appears_twice() {
+    // Two pods of one name, as when one replaces the other, and a pod nobody knows.
+    let mut state = state();
+    let mut desired = (*state.desired).clone();
+    desired.coverage.push(pod("uid-2", "cart-0", "cart"));
+    state.desired = Arc::new(desired);
+    let mut kernel = counters("uid-1", 7);
+    kernel.extend(counters("uid-2", 5));
+    kernel.extend(counters("uid-gone", 3));
+    let text = exposition_of(&state, kernel);
+    let all = samples(&text);
+    let unique: BTreeSet<&str> = all.iter().map(|(sample, _)| *sample).collect();
+    assert_eq!(unique.len(), all.len());
+    let value = |start: &str| {
+        let found = all.iter().find(|(sample, _)| sample.starts_with(start));
+        found.map(|(_, value)| *value)
+    };
+    let both = r#"egress_pod_packets_total{source_namespace="shop",source_workload="cart",source_pod="cart-0",gateway="istio-system/egw",verdict="allow""#;
+    assert_eq!(value(both), Some("12"));
+    let unknown = r#"egress_workload_connections_total{source_namespace="unknown""#;
+    assert_eq!(value(unknown), Some("1"));
+}
+
+#[test]
+fn what_may_never_have_happened_is_there_at_zero() {
+    let text = exposition_of(&state(), BTreeMap::new());
+    for reason in Reason::ALL.iter().filter(|reason| reason.denies()) {
+        for family in ["egress_node_drops_total", "egress_node_audit_total"] {
+            let sample = format!("{family}{{reason=\"{reason}\"}} 0\n");
+            assert!(text.contains(&sample), "{sample}");
+        }
+    }
+    for code in crate::policy::ProblemCode::ALL {
+        assert!(
+            text.contains(&format!("egress_registry_problems{{code=\"{}\"}} 0\n", code.name()))
+        );
+    }
+    for state in CoverageState::ALL {
+        assert!(text.contains(&format!("egress_pods{{state=\"{}\"}} ", state.name())));
+    }
+    for verdict in ["audit", "drop"] {
+        let sample = format!(
+            "egress_pod_connections_total{{source_namespace=\"shop\",source_workload=\"cart\",\
+             source_pod=\"cart-0\",gateway=\"\",verdict=\"{verdict}\",reason=\"not_gateway\"}} 0\n"
+        );
+        assert!(text.contains(&sample), "{sample}");
+    }
+}
+
+#[test]
+fn a_refused_policy_is_a_problem_and_a_count() {
+    let refused =
+        AgentState { refused: Some("does not fit".to_owned()), applies: (4, 2), ..state() };
+    let text = exposition_of(&refused, BTreeMap::new());
+    for sample in [
+        "egress_registry_problems{code=\"table_full\"} 1\n",
+        "egress_apply_total{result=\"applied\"} 4\n",
+        "egress_apply_total{result=\"refused\"} 2\n",
+    ] {
+        assert!(text.contains(sample), "{sample}");
+    }
+}
+
+#[test]
+fn before_the_first_snapshot_only_the_build_is_known() {
+    let text = before_ready().unwrap();
+    assert!(samples(&text).iter().all(|(sample, _)| sample.starts_with("egress_build_info")));
+}
+
+async fn status_of(response: Response) -> (StatusCode, String) {
+    let status = response.status();
+    let body = axum::body::to_bytes(response.into_body(), 4096).await.unwrap();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn probes_before_the_first_snapshot_are_alive_and_not_ready() {
+    let readiness = Readiness::default();
+    assert_eq!(status_of(livez(State(readiness.clone())).await).await.0, StatusCode::OK);
+    let (status, why) = status_of(readyz(State(readiness)).await).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(why.contains("first snapshot"), "{why}");
+}
