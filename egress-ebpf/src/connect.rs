@@ -12,6 +12,7 @@ use egress_common::state::{Capture, Pod};
 use egress_common::{Addr, Verdict, decide};
 
 use crate::emit::{Told, tell};
+use crate::forget::{forget_packet, forget_ruling, forget_subject};
 use crate::maps::{self, Tables};
 
 /// `IPPROTO_MPTCP`, which falls back to or is carried in TCP.
@@ -33,9 +34,11 @@ pub(crate) fn call(ctx: &SockAddrContext, hook: Hook) -> Verdict {
     if !certain(pod, bpf_get_current_uid_gid()) {
         return Verdict::Allow;
     }
-    let who = maps::subject(Some(pod), &config, now);
-    let packet = facts(ctx, hook);
-    let ruling = decide(&who, &packet, &Tables { now });
+    let mut who = maps::subject(Some(pod), &config, now);
+    forget_subject(&mut who, now);
+    let mut packet = facts(ctx, hook);
+    forget_packet(&mut packet, now);
+    let ruling = forget_ruling(decide(&who, &packet, &Tables { now }), now);
     let verdict = who.verdict(ruling.reason);
     log(&packet, verdict, ctx);
     tell(

@@ -6,7 +6,7 @@
 //! through unseen.
 //!
 //! For the host this crate is an ordinary one: parsers build, lint and are unit-tested there.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![cfg_attr(
     not(target_arch = "bpf"),
     expect(dead_code, reason = "entries exist for the kernel; the host tests what they call")
@@ -15,6 +15,7 @@
 mod connect;
 mod emit;
 mod flow;
+mod forget;
 mod log;
 mod maps;
 mod packet;

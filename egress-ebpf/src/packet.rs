@@ -11,6 +11,7 @@ use egress_common::state::{Counter, Direction, Target};
 use egress_common::{Lookup, Reason, Verdict, decide};
 
 use crate::emit::{Told, count, received, tell};
+use crate::forget::{forget_packet, forget_ruling, forget_subject};
 use crate::maps::{self, Tables};
 use crate::wire::{self, Bytes};
 
@@ -25,12 +26,14 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> Verdict {
     let now = maps::now();
     // SAFETY: context fields, checked and rewritten by the verifier.
     let (ifindex, len) = unsafe { ((*skb).ifindex, (*skb).len) };
-    let who = maps::subject(maps::by_interface(ifindex), &config, now);
+    let mut who = maps::subject(maps::by_interface(ifindex), &config, now);
+    forget_subject(&mut who, now);
     let Some(packet) = maps::scratch(Hook::PodEgress) else {
         return who.verdict(Reason::Malformed);
     };
     read_frame(skb, packet);
-    let ruling = decide(&who, packet, &Tables { now });
+    packet.hook = Hook::PodEgress;
+    let ruling = forget_ruling(decide(&who, packet, &Tables { now }), now);
     let verdict = who.verdict(ruling.reason);
     log(ctx, packet, verdict);
     let socket_uid = ctx.skb.get_socket_uid();
@@ -88,11 +91,13 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
         let pod = maps::by_cgroup(&config, |level| bpf_skb_ancestor_cgroup_id(skb, level));
         ((*skb).ifindex, (*skb).len, u16::from_be((*skb).protocol as u16), pod)
     };
-    let who = maps::subject(pod, &config, now);
+    let mut who = maps::subject(pod, &config, now);
+    forget_subject(&mut who, now);
     let mut packet = Packet::unparsed(Hook::Wall);
     packet.on_loopback = ifindex == LOOPBACK_IFINDEX;
     wire::network(&mut packet, &Copied { skb, len }, family);
-    let ruling = decide(&who, &packet, &Tables { now });
+    forget_packet(&mut packet, now);
+    let ruling = forget_ruling(decide(&who, &packet, &Tables { now }), now);
     let verdict = who.verdict(ruling.reason);
     let socket_uid = ctx.skb.get_socket_uid();
     tell(

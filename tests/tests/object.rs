@@ -67,6 +67,6 @@ fn the_running_kernel_accepts_every_program() {
         loaded.unwrap_or_else(|error| panic!("{name}: {error:?}"));
         let processed = program.info().unwrap().verified_instruction_count();
         println!("{name}: the verifier processed {processed:?} instructions");
-        assert!(processed.is_none_or(|count| count < 1_000_000), "{name}");
+        assert!(processed.is_none_or(|count| count < 50_000), "{name}: {processed:?}");
     }
 }
