@@ -196,6 +196,11 @@ impl Lab {
             directory,
         };
         lab.servers = lab.internet_servers()?;
+        lab.internet.await_ipv6("uplink")?;
+        lab.node.await_ipv6("uplink")?;
+        for pod in [&lab.cart, &lab.checkout, &lab.gateway, &lab.ledger] {
+            pod.netns.await_ipv6("eth0")?;
+        }
         Ok(lab)
     }
 

@@ -7,8 +7,9 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
 /// Where iproute2 keeps its handles.
@@ -84,6 +85,32 @@ impl Netns {
             bail!("ip -n {} -batch: {}\nin:\n{lines}", self.name, message.trim());
         }
         Ok(())
+    }
+}
+
+impl Netns {
+    /// Waits until the device has its own link-local address: the kernel reports carriers at most
+    /// once a second, and until then the device neither asks nor answers for neighbours.
+    pub fn await_ipv6(&self, device: &str) -> Result<()> {
+        const LINK_LOCAL: &str = "20";
+        let deadline = Instant::now() + Duration::from_secs(5);
+        self.run(|| {
+            loop {
+                let table = std::fs::read_to_string("/proc/thread-self/net/if_inet6")
+                    .context("read /proc/thread-self/net/if_inet6")?;
+                let generated = |line: &str| {
+                    let fields: Vec<&str> = line.split_whitespace().collect();
+                    matches!(fields.as_slice(), [address, _, _, scope, _, name]
+                        if *name == device && *scope == LINK_LOCAL && !address.ends_with("0001"))
+                };
+                if table.lines().any(generated) {
+                    return Ok(());
+                }
+                ensure!(Instant::now() < deadline, "{device} has no link-local address after 5 s");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        })
+        .with_context(|| format!("wait for IPv6 in {}", self.name))
     }
 }
 
