@@ -22,8 +22,8 @@ pub mod tables;
 
 pub use desired::{Coverage, CoverageState, Desired, GatewayEndpoint, GatewayState};
 pub use snapshot::{
-    Declaration, EgressException, EgressPolicy, ExactAddress, GatewayRef, GatewayTarget, Node, Pod,
-    Selector, Service, ServicePort, Slice, SliceEndpoint, Snapshot,
+    ConnectionRate, Declaration, EgressException, EgressPolicy, ExactAddress, GatewayRef,
+    GatewayTarget, Node, Pod, Selector, Service, ServicePort, Slice, SliceEndpoint, Snapshot,
 };
 pub use tables::Tables;
 

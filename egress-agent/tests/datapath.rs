@@ -11,7 +11,9 @@ use aya::programs::links::PinnedLink;
 use egress_agent::datapath::{Applied, Attached, DatapathError, Loaded, Options, uninstall};
 use egress_agent::policy::Tables;
 use egress_common::key::{Addr, AddressKey, ExactKey, ExceptionKey, PodId, PolicyId, RangeKey};
-use egress_common::state::{Exact, Exception, Pod, Policy, Range, Target, address, range};
+use egress_common::state::{
+    Exact, Exception, OnAgentLoss, Pod, Policy, Range, Target, address, range,
+};
 use egress_common::{Mode, Reason, Verdict};
 
 use node::{Bpffs, CgroupRoot, Pair, ip};
@@ -33,6 +35,7 @@ fn pod(id: u64, policy: u32) -> Pod {
         proxy_gid: Pod::NO_PROXY,
         v4: Addr::v4([192, 0, 2, 9]),
         v6: Addr::UNSPECIFIED,
+        namespace: egress_common::key::NamespaceId(1),
     }
 }
 
@@ -40,7 +43,7 @@ fn pod(id: u64, policy: u32) -> Pod {
 fn tables(ifindex: u32) -> Tables {
     let (policy, addr) = (PolicyId(1), Addr::v4([10, 1, 2, 3]));
     let prefix = RangeKey { policy, addr: Addr::v4([10, 0, 0, 0]) };
-    let mode = Policy { mode: Mode::Enforce.number(), on_agent_loss: 0, pad: [0; 2] };
+    let mode = Policy::new(Mode::Enforce, OnAgentLoss::Hold);
     let mut tables = Tables::default();
     tables.config.kubepods_level = 2;
     tables.policies.insert(policy, mode);

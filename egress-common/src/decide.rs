@@ -25,9 +25,12 @@ pub trait Lookup {
     fn exception(&self, key: &ExceptionKey) -> Option<Exception>;
     /// Whether a remote opened this flow toward the pod.
     fn reply(&self, key: &ReplyKey) -> bool;
-    /// Whether one more connection would exceed the policy's rate toward the gateway. Asked only
-    /// for what opens a connection.
-    fn over_rate(&self, policy: PolicyId, gateway: GatewayId) -> bool;
+    /// Whether one more connection would exceed the policy's rate toward the gateway; where it
+    /// would not, it may be taken into account. Asked only for what opens a connection.
+    fn over_rate(&self, who: &Subject, gateway: GatewayId) -> bool;
+    /// Whether the packet's socket belongs to neither the pod nor its mesh proxy. Asked only at
+    /// the boundary, for packets whose socket can be told ([`Packet::has_owner`]).
+    fn foreign_socket(&self, who: &Subject) -> bool;
     /// Boot clock, nanoseconds.
     fn now(&self) -> u64;
 }
@@ -89,6 +92,8 @@ const DNS_OVER_TLS: u16 = 853;
 /// 13. Protocols other than TCP and UDP → deny `protocol`; everything else → deny `not_gateway`.
 /// 14. Whatever lines 8 to 12 allow, when the lease has expired and the policy denies new
 ///     connections then: what opens one, and datagrams → deny `policy_stale`.
+/// 15. Whatever lines 8 to 12 allow at the boundary, when its socket is known to be neither the
+///     pod's nor its mesh proxy's: a SYN, data, a datagram → deny `foreign_socket`.
 #[inline(always)]
 pub fn decide<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     // 0
@@ -108,6 +113,11 @@ pub fn decide<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     let named = ruling.line >= 8 && !ruling.reason.denies();
     if who.deny_new && named && (packet.opens() || packet.protocol != protocol::TCP) {
         return Ruling::about(14, Reason::PolicyStale, ruling.gateway);
+    }
+    // 15
+    let judged_by_owner = named && matches!(packet.hook, Hook::PodEgress) && packet.has_owner();
+    if judged_by_owner && lookup.foreign_socket(who) {
+        return Ruling::about(15, Reason::ForeignSocket, ruling.gateway);
     }
     ruling
 }
@@ -210,7 +220,7 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     // 9
     if let Some(entry) = &exact {
         if matches!(target, Some(Target::Gateway)) {
-            let over = packet.opens() && lookup.over_rate(who.policy, entry.gateway);
+            let over = packet.opens() && lookup.over_rate(who, entry.gateway);
             let reason = if over { Reason::RateLimited } else { Reason::Gateway };
             return Ruling::about(9, reason, entry.gateway);
         }

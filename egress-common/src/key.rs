@@ -218,6 +218,21 @@ impl GatewayId {
     }
 }
 
+/// A namespace, by the hash of its name. Zero is "not known".
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamespaceId(pub u32);
+
+impl NamespaceId {
+    /// The namespace of a pod the agent has not learned.
+    pub const UNKNOWN: Self = Self(0);
+
+    /// The namespace with this name.
+    pub const fn of(name: &str) -> Self {
+        Self(fold32(fnv64(&[name.as_bytes()])))
+    }
+}
+
 /// Key of the exact table: one (policy, address, protocol, port).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -133,6 +133,10 @@ pub struct Packet {
     pub dst: Addr,
     /// Target of a neighbour advertisement.
     pub target: Addr,
+    /// It is TCP with something behind its header.
+    pub has_payload: bool,
+    /// Zero.
+    pub pad: [u8; 3],
 }
 
 impl Packet {
@@ -156,6 +160,8 @@ impl Packet {
             src: Addr::UNSPECIFIED,
             dst: Addr::UNSPECIFIED,
             target: Addr::UNSPECIFIED,
+            has_payload: false,
+            pad: [0; 3],
         }
     }
 
@@ -191,6 +197,17 @@ impl Packet {
     #[inline(always)]
     pub const fn counts_as_connection(&self) -> bool {
         self.opens() || self.protocol != protocol::TCP
+    }
+
+    /// Whether its socket tells who sends it: a SYN, data or a datagram. The kernel itself sends
+    /// bare ACKs for sockets that are gone, and ICMP for nobody.
+    #[inline(always)]
+    pub const fn has_owner(&self) -> bool {
+        match self.protocol {
+            protocol::TCP => self.is_bare_syn() || self.has_payload,
+            protocol::UDP => true,
+            _ => false,
+        }
     }
 
     /// Whether it can be an answer on a flow from outside: never anything that opens one.

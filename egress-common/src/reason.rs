@@ -120,6 +120,8 @@ closed_enum! {
         UnknownPod = 48 "unknown_pod",
         /// The agent's lease has expired and the policy denies new connections then.
         PolicyStale = 49 "policy_stale",
+        /// Allowed for the pod, but sent through a socket of neither the pod nor its mesh proxy.
+        ForeignSocket = 50 "foreign_socket",
     }
 }
 
@@ -202,6 +204,7 @@ mod tests {
                 (47, "not_gateway"),
                 (48, "unknown_pod"),
                 (49, "policy_stale"),
+                (50, "foreign_socket"),
             ]
         );
     }

@@ -3,8 +3,8 @@
 //! The agent writes these; the kernel only reads them, except counters, replies and the
 //! duplicate-suppression table, which only the kernel writes.
 
-use crate::key::{Addr, GatewayId, PodId, PolicyId};
-use crate::reason::{Reason, Verdict, closed_enum};
+use crate::key::{Addr, GatewayId, NamespaceId, PodId, PolicyId};
+use crate::reason::{Mode, Reason, Verdict, closed_enum};
 
 closed_enum! {
     /// How the mesh captures a pod's traffic.
@@ -53,11 +53,18 @@ pub struct Pod {
     pub v4: Addr,
     /// The pod's IPv6 address, or unspecified.
     pub v6: Addr,
+    /// Its namespace, by the hash of the name: what a namespace's rate is counted under.
+    pub namespace: NamespaceId,
 }
 
 impl Pod {
     /// The pod's veth carries `pod_egress`, which then counts what the wall lets through.
     pub const BOUNDARY: u8 = 1;
+    /// The pod's cgroup is known, and its mesh proxy's where it has one outside: a socket of
+    /// another owner can be told.
+    pub const OWNER: u8 = 2;
+    /// The node's mesh proxy (ztunnel), which opens sockets inside other pods' namespaces.
+    pub const MESH_PROXY: u8 = 4;
     /// A uid and gid that no process has.
     pub const NO_PROXY: u32 = u32::MAX;
 }
@@ -71,7 +78,71 @@ pub struct Policy {
     /// Number of an [`OnAgentLoss`].
     pub on_agent_loss: u8,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: [u8; 6],
+    /// Connections of one pod toward gateways.
+    pub pod_rate: Rate,
+    /// Connections of all pods of one namespace on this node toward gateways.
+    pub namespace_rate: Rate,
+}
+
+impl Policy {
+    /// A policy without rates.
+    pub const fn new(mode: Mode, on_agent_loss: OnAgentLoss) -> Self {
+        Self {
+            mode: mode.number(),
+            on_agent_loss: on_agent_loss.number(),
+            pad: [0; 6],
+            pod_rate: Rate::NONE,
+            namespace_rate: Rate::NONE,
+        }
+    }
+}
+
+/// How often something may happen, as a token bucket: virtual scheduling, which needs one number
+/// for each bucket and no lock.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rate {
+    /// Nanoseconds one connection costs; zero for no limit.
+    pub interval: u64,
+    /// Nanoseconds a bucket may be ahead of the clock: what the burst, less one, costs.
+    pub tolerance: u64,
+}
+
+impl Rate {
+    /// No limit.
+    pub const NONE: Self = Self { interval: 0, tolerance: 0 };
+
+    /// `per_second` connections, `burst` of them at once; both at least 1.
+    pub const fn per_second(per_second: u32, burst: u32) -> Self {
+        let interval = 1_000_000_000 / per_second as u64;
+        Self { interval, tolerance: interval * (burst as u64 - 1) }
+    }
+
+    /// Whether a bucket that is filled up to `at` (boot clock, nanoseconds) has room for one more.
+    #[inline(always)]
+    pub const fn allows(&self, at: u64, now: u64) -> bool {
+        at <= now.saturating_add(self.tolerance)
+    }
+}
+
+/// Key of the bucket table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BucketKey {
+    /// Number of a pod or of a namespace.
+    pub id: u64,
+    /// [`BucketKey::POD`] or [`BucketKey::NAMESPACE`].
+    pub kind: u32,
+    /// The policy whose rate it is: a pod that changes policy starts with a full bucket.
+    pub policy: PolicyId,
+}
+
+impl BucketKey {
+    /// The bucket of one pod.
+    pub const POD: u32 = 1;
+    /// The bucket of a namespace's pods on this node.
+    pub const NAMESPACE: u32 = 2;
 }
 
 closed_enum! {
@@ -192,6 +263,24 @@ pub struct Config {
 pub struct Reply {
     /// Boot clock nanoseconds of the last packet in either direction.
     pub last_seen: u64,
+    /// Boot clock nanoseconds when the pod's table last passed over it, looking for room.
+    pub passed: u64,
+}
+
+/// Flows from outside that are remembered for one pod. A pod that is flooded forgets its own
+/// flows and nobody else's.
+pub const REPLIES_PER_POD: u32 = 512;
+
+/// Key of the places in a pod's reply table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PlaceKey {
+    /// The pod.
+    pub pod: PodId,
+    /// Below [`REPLIES_PER_POD`].
+    pub place: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Key of the per-pod counters.
@@ -262,7 +351,7 @@ pub mod loss {
     pub const RING: u32 = 0;
     /// The per-pod counter table was full; the node counters still counted.
     pub const COUNTER: u32 = 1;
-    /// The reply table refused an entry.
+    /// The reply table refused an entry: the pod cannot answer that flow.
     pub const REPLY: u32 = 2;
     /// Events not sent because the same decision was reported less than
     /// [`SUPPRESS_NS`](super::SUPPRESS_NS) before; the next event carries their number.
@@ -310,12 +399,15 @@ pub struct Seen {
 
 const _: () = {
     assert!(size_of::<Pod>() == 64);
-    assert!(size_of::<Policy>() == 4);
+    assert!(size_of::<Policy>() == 40);
+    assert!(size_of::<Rate>() == 16);
+    assert!(size_of::<BucketKey>() == 16);
+    assert!(size_of::<PlaceKey>() == 16);
     assert!(size_of::<Exact>() == 8);
     assert!(size_of::<Range>() == 8);
     assert!(size_of::<Exception>() == 8);
     assert!(size_of::<Config>() == 24);
-    assert!(size_of::<Reply>() == 8);
+    assert!(size_of::<Reply>() == 16);
     assert!(size_of::<CounterKey>() == 16);
     assert!(size_of::<Counter>() == 24);
     assert!(size_of::<SeenKey>() == 32);

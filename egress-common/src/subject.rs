@@ -1,6 +1,6 @@
 //! Who a decision is about: pod, policy, configuration and heartbeat, read into one value.
 
-use crate::key::{Addr, PodId, PolicyId};
+use crate::key::{Addr, NamespaceId, PodId, PolicyId};
 use crate::reason::{Mode, Reason, Verdict};
 use crate::state::{Capture, Config, OnAgentLoss, Pod, Policy};
 
@@ -29,6 +29,10 @@ pub struct Subject {
     pub v4: Addr,
     /// The pod's IPv6 address, or unspecified.
     pub v6: Addr,
+    /// Its namespace.
+    pub namespace: NamespaceId,
+    /// Zero.
+    pub pad: [u8; 4],
 }
 
 impl Subject {
@@ -63,6 +67,8 @@ impl Subject {
             mac: pod.mac,
             v4: pod.v4,
             v6: pod.v6,
+            namespace: pod.namespace,
+            pad: [0; 4],
         }
     }
 
@@ -82,6 +88,8 @@ impl Subject {
             mac: [0; 6],
             v4: Addr::UNSPECIFIED,
             v6: Addr::UNSPECIFIED,
+            namespace: NamespaceId::UNKNOWN,
+            pad: [0; 4],
         }
     }
 
@@ -107,10 +115,11 @@ mod tests {
         proxy_gid: Pod::NO_PROXY,
         v4: Addr::UNSPECIFIED,
         v6: Addr::UNSPECIFIED,
+        namespace: NamespaceId(3),
     };
 
     fn subject(mode: Mode, on_loss: OnAgentLoss, guard: Mode, silence: u64) -> Subject {
-        let policy = Policy { mode: mode.number(), on_agent_loss: on_loss.number(), pad: [0; 2] };
+        let policy = Policy::new(mode, on_loss);
         let config = Config { lease: 100, guard: guard.number(), ..Config::default() };
         Subject::of(&POD, Some(&policy), &config, silence)
     }

@@ -1,10 +1,11 @@
 //! aya's permission to move these bytes in and out of maps.
 
 use crate::key::{
-    AddressKey, ExactKey, ExceptionKey, GatewayId, PodId, PolicyId, RangeKey, ReplyKey,
+    AddressKey, ExactKey, ExceptionKey, GatewayId, NamespaceId, PodId, PolicyId, RangeKey, ReplyKey,
 };
 use crate::state::{
-    Config, Counter, CounterKey, Exact, Exception, Pod, Policy, Range, Reply, Seen, SeenKey,
+    BucketKey, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy, Range, Rate,
+    Reply, Seen, SeenKey,
 };
 
 macro_rules! plain_bytes {
@@ -19,6 +20,7 @@ macro_rules! plain_bytes {
 
 plain_bytes!(
     AddressKey,
+    BucketKey,
     Config,
     Counter,
     CounterKey,
@@ -27,12 +29,15 @@ plain_bytes!(
     Exception,
     ExceptionKey,
     GatewayId,
+    NamespaceId,
+    PlaceKey,
     Pod,
     PodId,
     Policy,
     PolicyId,
     Range,
     RangeKey,
+    Rate,
     Reply,
     ReplyKey,
     Seen,

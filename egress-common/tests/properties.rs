@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use egress_common::key::{
-    AddressKey, ExactKey, ExceptionKey, GatewayId, PodId, PolicyId, RangeKey, ReplyKey,
+    AddressKey, ExactKey, ExceptionKey, GatewayId, NamespaceId, PodId, PolicyId, RangeKey, ReplyKey,
 };
 use egress_common::packet::{Hook, Icmp, Shape};
 use egress_common::state::{Capture, Exact, Exception, Range, Target};
@@ -19,6 +19,7 @@ struct Tables {
     exception: Option<Exception>,
     reply: bool,
     over_rate: bool,
+    foreign: bool,
 }
 
 impl Lookup for Tables {
@@ -37,8 +38,11 @@ impl Lookup for Tables {
     fn reply(&self, _: &ReplyKey) -> bool {
         self.reply
     }
-    fn over_rate(&self, _: PolicyId, _: GatewayId) -> bool {
+    fn over_rate(&self, _: &Subject, _: GatewayId) -> bool {
         self.over_rate
+    }
+    fn foreign_socket(&self, _: &Subject) -> bool {
+        self.foreign
     }
     fn now(&self) -> u64 {
         1000
@@ -71,6 +75,8 @@ fn subject() -> impl Strategy<Value = Subject> {
             mac,
             v4,
             v6,
+            namespace: NamespaceId(1),
+            pad: [0; 4],
         },
     )
 }
@@ -83,11 +89,11 @@ fn packet() -> impl Strategy<Value = Packet> {
         prop::sample::select(&[0u8, 1, 4, 6, 17, 41, 47, 58, 132, 255][..]),
     );
     let ports = prop_oneof![Just(53u16), Just(853), Just(443), Just(4789), any::<u16>()];
-    (kinds, any::<(bool, bool, u8, [u8; 6], [u8; 6], u16)>(), ports, addr(), addr(), addr())
+    (kinds, any::<(bool, bool, bool, u8, [u8; 6], [u8; 6], u16)>(), ports, addr(), addr(), addr())
         .prop_map(
             |(
                 (hook, shape, icmp, protocol),
-                (on_loopback, is_v6, tcp_flags, src_mac, arp_mac, src_port),
+                (on_loopback, is_v6, has_payload, tcp_flags, src_mac, arp_mac, src_port),
                 dst_port,
                 src,
                 dst,
@@ -108,6 +114,8 @@ fn packet() -> impl Strategy<Value = Packet> {
                 src,
                 dst,
                 target,
+                has_payload,
+                pad: [0; 3],
             },
         )
 }
@@ -118,10 +126,15 @@ fn tables(packet: &Packet, subject: &Subject) -> impl Strategy<Value = Tables> +
         any::<Option<(u8, u32)>>(),
         any::<(u32, u32, u32)>(),
         any::<Option<u64>>(),
-        any::<(bool, bool)>(),
+        any::<(bool, bool, bool)>(),
     )
         .prop_map(
-            move |(exact, (addresses, kinds, exceptions), exception, (reply, over_rate))| Tables {
+            move |(
+                exact,
+                (addresses, kinds, exceptions),
+                exception,
+                (reply, over_rate, foreign),
+            )| Tables {
                 exact: exact
                     .map(|(target, gateway)| {
                         (
@@ -136,6 +149,7 @@ fn tables(packet: &Packet, subject: &Subject) -> impl Strategy<Value = Tables> +
                 exception: exception.map(|expires| Exception { expires }),
                 reply,
                 over_rate,
+                foreign,
             },
         )
 }

@@ -13,7 +13,7 @@ use egress_common::{Addr, Verdict, decide};
 
 use crate::emit::{Told, tell};
 use crate::forget::{forget_packet, forget_ruling, forget_subject};
-use crate::maps::{self, Tables};
+use crate::maps::{self, Stage, Tables};
 
 /// `IPPROTO_MPTCP`, which falls back to or is carried in TCP.
 const IPPROTO_MPTCP: u32 = 262;
@@ -38,7 +38,8 @@ pub(crate) fn call(ctx: &SockAddrContext, hook: Hook) -> Verdict {
     forget_subject(&mut who, now);
     let mut packet = facts(ctx, hook);
     forget_packet(&mut packet, now);
-    let ruling = forget_ruling(decide(&who, &packet, &Tables { now }), now);
+    let tables = Tables { now, config: &config, stage: Stage::Early };
+    let ruling = forget_ruling(decide(&who, &packet, &tables), now);
     let verdict = who.verdict(ruling.reason);
     log(&packet, verdict, ctx);
     tell(
@@ -117,7 +118,7 @@ fn log(_: &Packet, _: Verdict, _: &SockAddrContext) {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use egress_common::key::{PodId, PolicyId};
+    use egress_common::key::{NamespaceId, PodId, PolicyId};
 
     fn pod(capture: Capture) -> Pod {
         Pod {
@@ -130,6 +131,7 @@ mod tests {
             proxy_gid: if capture == Capture::Sidecar { 1338 } else { Pod::NO_PROXY },
             v4: Addr::UNSPECIFIED,
             v6: Addr::UNSPECIFIED,
+            namespace: NamespaceId(1),
         }
     }
 

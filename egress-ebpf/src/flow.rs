@@ -5,12 +5,12 @@
 //! what opens a connection.
 
 use egress_common::Subject;
-use egress_common::key::ReplyKey;
+use egress_common::key::{PodId, ReplyKey};
 use egress_common::packet::{Icmp, Packet, protocol};
-use egress_common::state::{Reply, loss, range};
+use egress_common::state::{PlaceKey, REPLIES_PER_POD, Reply, loss, range};
 use egress_common::{Lookup, key::RangeKey};
 
-use crate::maps::{REPLIES, Tables, lost};
+use crate::maps::{HANDS, PLACES, REPLIES, Tables, lost};
 
 /// Whether the flow is tracked; refreshes it.
 #[inline(always)]
@@ -28,7 +28,7 @@ pub(crate) fn answers(key: &ReplyKey, now: u64) -> bool {
 /// Remembers what a remote opens toward the pod: a SYN, a datagram that no entry of the pod's
 /// own allow-list explains, an echo request (whose identifier the parser put into `src_port`).
 #[inline(always)]
-pub(crate) fn track(who: &Subject, inbound: &Packet, tables: &Tables) {
+pub(crate) fn track(who: &Subject, inbound: &Packet, tables: &Tables<'_>) {
     let opens = match inbound.protocol {
         protocol::TCP => inbound.is_bare_syn(),
         protocol::UDP => true,
@@ -45,10 +45,62 @@ pub(crate) fn track(who: &Subject, inbound: &Packet, tables: &Tables) {
     }
     let key =
         ReplyKey::new(who.pod, remote, inbound.src_port, inbound.dst_port, inbound.flow_protocol);
-    if answers(&key, tables.now) {
-        return;
-    }
-    if REPLIES.insert(key, Reply { last_seen: tables.now }, 0).is_err() {
+    if !answers(&key, tables.now) && remember(who.pod, &key, tables.now).is_err() {
         lost(loss::REPLY, 1);
+    }
+}
+
+/// Places looked at before one is taken from a flow that is in use.
+const CHANCES: u32 = 4;
+
+/// Gives the flow a place of its pod: the next free one, or that of a flow which nobody used since
+/// the pod's hand last came by. Two CPUs may take the same place; the flow that loses it keeps its
+/// entry until the agent sweeps the pod, and nobody else's flow is touched.
+#[inline(always)]
+fn remember(pod: PodId, key: &ReplyKey, now: u64) -> Result<(), i32> {
+    let hand = match HANDS.get_ptr_mut(pod) {
+        Some(hand) => hand,
+        None => {
+            HANDS.insert(pod, 0, 0)?;
+            HANDS.get_ptr_mut(pod).ok_or(0)?
+        }
+    };
+    let mut chance = 0;
+    loop {
+        // SAFETY: eight aligned bytes of a map, valid for the program's run.
+        let place = unsafe {
+            let next = hand.read_volatile();
+            hand.write_volatile(next.wrapping_add(1));
+            next as u32 % REPLIES_PER_POD
+        };
+        chance += 1;
+        let slot = PlaceKey { pod, place, pad: 0 };
+        // SAFETY: copied at once; a flow that changes meanwhile is only found unused or gone.
+        let Some(held) = unsafe { PLACES.get(slot) }.copied() else {
+            PLACES.insert(slot, key, 0)?;
+            break;
+        };
+        if chance < CHANCES && spared(&held, now) {
+            continue;
+        }
+        // What is gone already makes room as well.
+        let _ = REPLIES.remove(held);
+        PLACES.insert(slot, key, 0)?;
+        break;
+    }
+    REPLIES.insert(key, Reply { last_seen: now, passed: 0 }, 0)
+}
+
+/// Whether a flow was used since it was last passed over; it is passed over now.
+#[inline(always)]
+fn spared(key: &ReplyKey, now: u64) -> bool {
+    let Some(entry) = REPLIES.get_ptr_mut(key) else {
+        return false;
+    };
+    // SAFETY: aligned stores of eight bytes; racing CPUs write nearly the same time.
+    unsafe {
+        let used = (*entry).last_seen > (*entry).passed;
+        (*entry).passed = now;
+        used
     }
 }

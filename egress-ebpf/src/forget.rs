@@ -75,13 +75,14 @@ fn forget<T: Words>(value: &mut T, now: u64) {
 /// No padding; size and alignment are multiples of four.
 unsafe trait Words {}
 
-// SAFETY: eight bytes of kinds and flags, two MACs, two ports, three addresses: no padding, as
+// SAFETY: eight bytes of kinds and flags, two MACs, two ports, three addresses, four bytes more: no padding, as
 // the assertion below says.
 unsafe impl Words for Packet {}
-// SAFETY: ten bytes of number and policy, six of modes and flags, a MAC, two addresses: likewise.
+// SAFETY: twelve bytes of number and policy, six of modes and flags, a MAC, two addresses, the
+// namespace with its padding written out: likewise.
 unsafe impl Words for Subject {}
 
 const _: () = {
-    assert!(size_of::<Packet>() == 8 + 12 + 4 + 48 && align_of::<Packet>() == 4);
-    assert!(size_of::<Subject>() == 8 + 4 + 6 + 6 + 32);
+    assert!(size_of::<Packet>() == 8 + 12 + 4 + 48 + 4 && align_of::<Packet>() == 4);
+    assert!(size_of::<Subject>() == 8 + 4 + 6 + 6 + 32 + 8);
 };

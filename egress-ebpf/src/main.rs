@@ -19,6 +19,7 @@ mod forget;
 mod log;
 mod maps;
 mod packet;
+mod rate;
 mod wire;
 
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, classifier};

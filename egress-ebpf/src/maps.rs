@@ -5,18 +5,19 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_skb_ancestor_cgroup_id};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{
     Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
 };
 use egress_common::key::{
-    AddressKey, ExactKey, ExceptionKey, GatewayId, PolicyId, RangeKey, ReplyKey,
+    AddressKey, ExactKey, ExceptionKey, GatewayId, PodId, PolicyId, RangeKey, ReplyKey,
 };
 use egress_common::packet::{Hook, Packet};
 use egress_common::state::{
-    Config, Counter, CounterKey, Exact, Exception, Pod, Policy, Range, Reply, Seen, SeenKey, loss,
+    BucketKey, Capture, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy,
+    Range, Reply, Seen, SeenKey, loss,
 };
 use egress_common::{Lookup, Reason, Subject, Verdict};
 
@@ -42,9 +43,22 @@ static RANGES: LpmTrie<RangeKey, Range> = LpmTrie::with_max_entries(65536, BPF_F
 #[map]
 static EXCEPTIONS: HashMap<ExceptionKey, Exception> =
     HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
-/// Flows that remotes opened toward pods; the oldest make room.
+/// Flows that remotes opened toward pods. Not an LRU of the node: each pod has
+/// [`egress_common::state::REPLIES_PER_POD`] places of its own (see `flow`). Takes memory as it
+/// is used.
 #[map]
-pub(crate) static REPLIES: LruHashMap<ReplyKey, Reply> = LruHashMap::with_max_entries(16384, 0);
+pub(crate) static REPLIES: HashMap<ReplyKey, Reply> =
+    HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+/// Which flow each place of a pod holds.
+#[map]
+pub(crate) static PLACES: HashMap<PlaceKey, ReplyKey> =
+    HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+/// Where each pod looks for its next place.
+#[map]
+pub(crate) static HANDS: HashMap<PodId, u64> = HashMap::with_max_entries(2048, BPF_F_NO_PREALLOC);
+/// Up to when each bucket is filled: boot clock, nanoseconds.
+#[map]
+pub(crate) static BUCKETS: LruHashMap<BucketKey, u64> = LruHashMap::with_max_entries(4096, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuHashMap<CounterKey, Counter> =
     PerCpuHashMap::with_max_entries(8192, 0);
@@ -138,12 +152,26 @@ pub(crate) fn lost(what: u32, count: u64) {
 }
 
 /// The kernel's tables, as `decide` reads them.
-pub(crate) struct Tables {
+pub(crate) struct Tables<'a> {
     /// Boot clock, read once per packet.
     pub now: u64,
+    /// The configuration.
+    pub config: &'a Config,
+    /// Where the hook stands.
+    pub stage: Stage,
 }
 
-impl Lookup for Tables {
+/// What a hook may ask beyond the tables.
+pub(crate) enum Stage {
+    /// Others follow that count the connection.
+    Early,
+    /// Has the last word of a pod without a boundary: takes its connections into account.
+    Last,
+    /// The boundary: likewise, and knows the packet's socket.
+    Boundary(*mut aya_ebpf::bindings::__sk_buff),
+}
+
+impl Lookup for Tables<'_> {
     #[inline(always)]
     fn exact(&self, key: &ExactKey) -> Option<Exact> {
         // SAFETY: eight bytes, replaced whole.
@@ -173,9 +201,35 @@ impl Lookup for Tables {
     }
 
     #[inline(always)]
-    fn over_rate(&self, _: PolicyId, _: GatewayId) -> bool {
-        // No policy of this version has a rate: the registry refuses `rateLimit`.
-        false
+    fn over_rate(&self, who: &Subject, _: GatewayId) -> bool {
+        // SAFETY: an entry is replaced whole.
+        match unsafe { POLICIES.get(who.policy) } {
+            Some(policy) => {
+                crate::rate::over(who, policy, self.now, !matches!(self.stage, Stage::Early))
+            }
+            // As everywhere, a half-written map never widens.
+            None => true,
+        }
+    }
+
+    #[inline(always)]
+    fn foreign_socket(&self, who: &Subject) -> bool {
+        match self.stage {
+            Stage::Boundary(skb) if who.flags & Pod::OWNER != 0 => {
+                // SAFETY: the helper takes a level and returns the id of the socket's cgroup
+                // there, zero without a socket or beyond its depth (Linux 4.18; at this hook the
+                // socket of the pod's namespace is still known).
+                let owner = by_cgroup(self.config, |level| unsafe {
+                    bpf_skb_ancestor_cgroup_id(skb, level)
+                });
+                !owner.is_some_and(|owner| {
+                    owner.id == who.pod
+                        || (matches!(who.capture, Capture::Ambient)
+                            && owner.flags & Pod::MESH_PROXY != 0)
+                })
+            }
+            Stage::Boundary(_) | Stage::Last | Stage::Early => false,
+        }
     }
 
     #[inline(always)]

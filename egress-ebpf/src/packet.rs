@@ -7,12 +7,12 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use egress_common::key::{ExactKey, PolicyId};
 use egress_common::packet::{Hook, Packet, Shape, protocol};
-use egress_common::state::{Counter, Direction, Target};
+use egress_common::state::{Counter, Direction, Pod, Target};
 use egress_common::{Lookup, Reason, Verdict, decide};
 
 use crate::emit::{Told, count, received, tell};
 use crate::forget::{forget_packet, forget_ruling, forget_subject};
-use crate::maps::{self, Tables};
+use crate::maps::{self, Stage, Tables};
 use crate::wire::{self, Bytes};
 
 /// In every network namespace the loopback device is the first.
@@ -33,7 +33,8 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> Verdict {
     };
     read_frame(skb, packet);
     packet.hook = Hook::PodEgress;
-    let ruling = forget_ruling(decide(&who, packet, &Tables { now }), now);
+    let tables = Tables { now, config: &config, stage: Stage::Boundary(skb) };
+    let ruling = forget_ruling(decide(&who, packet, &tables), now);
     let verdict = who.verdict(ruling.reason);
     log(ctx, packet, verdict);
     let socket_uid = ctx.skb.get_socket_uid();
@@ -63,7 +64,7 @@ pub(crate) fn pod_ingress(ctx: &TcContext) {
     if !matches!(packet.shape, Shape::Ip) {
         return;
     }
-    let tables = Tables { now };
+    let tables = Tables { now, config: &config, stage: Stage::Early };
     let sender = ExactKey::new(who.policy, packet.src, packet.protocol, packet.src_port);
     if let Some(entry) = tables.exact(&sender) {
         let target = Target::from_number(entry.target);
@@ -97,7 +98,8 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
     packet.on_loopback = ifindex == LOOPBACK_IFINDEX;
     wire::network(&mut packet, &Copied { skb, len }, family);
     forget_packet(&mut packet, now);
-    let ruling = forget_ruling(decide(&who, &packet, &Tables { now }), now);
+    let stage = if who.flags & Pod::BOUNDARY == 0 { Stage::Last } else { Stage::Early };
+    let ruling = forget_ruling(decide(&who, &packet, &Tables { now, config: &config, stage }), now);
     let verdict = who.verdict(ruling.reason);
     let socket_uid = ctx.skb.get_socket_uid();
     tell(

@@ -237,6 +237,7 @@ fn transport<B: Bytes>(packet: &mut Packet, bytes: &B, at: usize, room: u32) -> 
                 return None;
             }
             packet.tcp_flags = offset_flags as u8;
+            packet.has_payload = length < room;
             ports(packet, bytes, at)?;
         }
         protocol::UDP => {

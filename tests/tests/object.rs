@@ -6,9 +6,10 @@ use aya::EbpfLoader;
 use aya::programs::{CgroupSkb, CgroupSockAddr, SchedClassifier};
 use egress_agent::datapath::object;
 use egress_common::event::Event;
-use egress_common::key::{AddressKey, ExactKey, ExceptionKey, PolicyId, RangeKey, ReplyKey};
+use egress_common::key::{AddressKey, ExactKey, ExceptionKey, PodId, PolicyId, RangeKey, ReplyKey};
 use egress_common::state::{
-    Config, Counter, CounterKey, Exact, Exception, Pod, Policy, Range, Reply, Seen, SeenKey, loss,
+    BucketKey, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy, Range, Reply,
+    Seen, SeenKey, loss,
 };
 use egress_common::{Reason, Verdict};
 
@@ -28,6 +29,9 @@ fn sizes_agree_on_both_sides() {
         ("RANGES", word + size_of::<RangeKey>(), size_of::<Range>()),
         ("EXCEPTIONS", size_of::<ExceptionKey>(), size_of::<Exception>()),
         ("REPLIES", size_of::<ReplyKey>(), size_of::<Reply>()),
+        ("PLACES", size_of::<PlaceKey>(), size_of::<ReplyKey>()),
+        ("HANDS", size_of::<PodId>(), size_of::<u64>()),
+        ("BUCKETS", size_of::<BucketKey>(), size_of::<u64>()),
         ("COUNTERS", size_of::<CounterKey>(), size_of::<Counter>()),
         ("NODE_COUNTERS", word, size_of::<Counter>()),
         ("LOSSES", word, size_of::<u64>()),

@@ -1,8 +1,12 @@
 //! Answers to what others open toward a governed pod, with enforcement on.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
 use anyhow::Result;
 use egress_tests::address::pod;
-use egress_tests::lab::CART;
+use egress_tests::lab::{CART, CHECKOUT};
 use egress_tests::process::Place;
 use egress_tests::scenario::{Scenario, to};
 
@@ -46,4 +50,41 @@ fn a_remote_outside_the_inbound_ranges_is_not_answered() -> Result<()> {
         assert_eq!(lab.sniffer.escapes(mark)?, [], "{ip}");
     }
     Ok(())
+}
+
+/// More flows than a pod has places; the node's address is allowed to nobody but as a remote that
+/// opened one.
+const FLOOD: usize = 3000;
+
+#[test]
+fn a_flooded_pod_forgets_its_own_idle_flows_and_no_others() -> Result<()> {
+    let scenario = Scenario::new("enforce")?;
+    let lab = &scenario.lab;
+    let _busy = scenario.server(&lab.cart.place(), "tcp", 9000)?;
+    let _quiet = scenario.server(&lab.checkout.place(), "tcp", 9000)?;
+    lab.node.run(|| {
+        let open = |host| -> Result<TcpStream> {
+            let address = SocketAddr::from((pod(host).v4, 9000));
+            let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            Ok(stream)
+        };
+        let ask = |stream: &mut TcpStream| -> std::io::Result<()> {
+            stream.write_all(b"still there?")?;
+            stream.read_exact(&mut [0; 12])
+        };
+        let (mut quiet, mut used, mut idle) =
+            (open(CHECKOUT.host)?, open(CART.host)?, open(CART.host)?);
+        for round in 0..FLOOD {
+            let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+            socket.send_to(b"flood", (pod(CART.host).v4, 4000 + (round % 1000) as u16))?;
+            if round % 50 == 0 {
+                ask(&mut used)?;
+            }
+        }
+        ask(&mut used)?;
+        assert!(ask(&mut idle).is_err(), "an idle flow of the flooded pod has kept its place");
+        ask(&mut quiet)?;
+        Ok(())
+    })
 }

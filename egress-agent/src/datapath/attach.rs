@@ -100,6 +100,7 @@ impl Attached {
     pub fn apply(&mut self, tables: &Tables, may_remove: bool) -> Result<Applied, DatapathError> {
         let mut applied = write(&mut self.maps, tables, may_remove)?;
         self.link_interfaces(false, &mut applied)?;
+        self.maps.sweep_replies()?;
         Ok(applied)
     }
 

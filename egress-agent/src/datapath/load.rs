@@ -37,7 +37,7 @@ pub(super) const INTERFACE_HOOKS: [Hook; 2] = [
 ];
 
 /// Maps that outlive the agent.
-pub(super) const PINNED: [&str; 15] = [
+pub(super) const PINNED: [&str; 18] = [
     "CONFIG",
     "HEARTBEAT",
     "POLICIES",
@@ -48,6 +48,9 @@ pub(super) const PINNED: [&str; 15] = [
     "RANGES",
     "EXCEPTIONS",
     "REPLIES",
+    "PLACES",
+    "HANDS",
+    "BUCKETS",
     "COUNTERS",
     "NODE_COUNTERS",
     "LOSSES",

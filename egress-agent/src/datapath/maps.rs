@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError};
-use egress_common::key::{AddressKey, ExactKey, ExceptionKey, PolicyId, RangeKey};
-use egress_common::state::{Config, Exact, Exception, Pod, Policy, Range, range};
+use egress_common::key::{AddressKey, ExactKey, ExceptionKey, PodId, PolicyId, RangeKey, ReplyKey};
+use egress_common::state::{
+    Config, Exact, Exception, PlaceKey, Pod, Policy, REPLIES_PER_POD, Range, Reply, range,
+};
 
 use super::DatapathError;
 use super::diff::{Capacities, Plan, TableDiff};
@@ -23,6 +25,9 @@ pub(super) struct Maps {
     addresses: HashMap<MapData, AddressKey, u32>,
     ranges: LpmTrie<MapData, RangeKey, Range>,
     exceptions: HashMap<MapData, ExceptionKey, Exception>,
+    replies: HashMap<MapData, ReplyKey, Reply>,
+    places: HashMap<MapData, PlaceKey, ReplyKey>,
+    hands: HashMap<MapData, PodId, u64>,
     capacities: Capacities,
 }
 
@@ -70,6 +75,9 @@ impl Maps {
             addresses: take(ebpf, "ADDRESSES")?,
             ranges: take(ebpf, "RANGES")?,
             exceptions: take(ebpf, "EXCEPTIONS")?,
+            replies: take(ebpf, "REPLIES")?,
+            places: take(ebpf, "PLACES")?,
+            hands: take(ebpf, "HANDS")?,
             capacities,
         })
     }
@@ -134,6 +142,33 @@ impl Maps {
             in_map("RANGES", self.ranges.insert(&Key::new(*bits, *key), *value, 0))?;
         }
         Ok(())
+    }
+
+    /// Forgets the flows of pods that have no interface any more: a pod with the same number will
+    /// not come, and the room is for the living. Returns how many pods were swept.
+    pub(super) fn sweep_replies(&mut self) -> Result<usize, DatapathError> {
+        let living: BTreeSet<PodId> = in_map(
+            "INTERFACES",
+            self.interfaces.iter().map(|entry| entry.map(|(_, pod)| pod.id)).collect(),
+        )?;
+        let known: Vec<PodId> = in_map("HANDS", self.hands.keys().collect())?;
+        let gone: BTreeSet<PodId> = known.into_iter().filter(|pod| !living.contains(pod)).collect();
+        if gone.is_empty() {
+            return Ok(0);
+        }
+        // Every entry of theirs, also one that lost its place to a race.
+        let flows: Vec<ReplyKey> = in_map("REPLIES", self.replies.keys().collect())?;
+        for flow in flows.iter().filter(|flow| gone.contains(&flow.pod())) {
+            absent_is_removed("REPLIES", self.replies.remove(flow))?;
+        }
+        for pod in &gone {
+            for place in 0..REPLIES_PER_POD {
+                let slot = PlaceKey { pod: *pod, place, pad: 0 };
+                absent_is_removed("PLACES", self.places.remove(&slot))?;
+            }
+            absent_is_removed("HANDS", self.hands.remove(pod))?;
+        }
+        Ok(gone.len())
     }
 
     /// Indices of the interfaces the kernel knows a pod for.

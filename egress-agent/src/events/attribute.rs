@@ -85,7 +85,8 @@ pub(super) fn attribute(report: &Report, state: &AgentState, sequence: u64) -> N
         protocol: event.protocol,
         is_v6: dst.is_ipv6(),
         packets_bytes: event.len,
-        evasion: coverage.is_some_and(|pod| evades(pod.capture, report)),
+        evasion: event.reason == Reason::ForeignSocket.number()
+            || coverage.is_some_and(|pod| evades(pod.capture, report)),
         process: report.process.clone(),
         socket_uid: (event.uid != u32::MAX).then_some(event.uid),
         declared_by: declared.map(|declaration| declaration.name.to_string()),
@@ -140,7 +141,8 @@ const fn is_about_the_destination(reason: Reason) -> bool {
         | Reason::SpoofedSource
         | Reason::RateLimited
         | Reason::UnknownPod
-        | Reason::PolicyStale => false,
+        | Reason::PolicyStale
+        | Reason::ForeignSocket => false,
     }
 }
 

@@ -50,6 +50,7 @@ pub(super) fn state() -> AgentState {
         proxy_gid: Pod::NO_PROXY,
         v4: Addr::UNSPECIFIED,
         v6: Addr::UNSPECIFIED,
+        namespace: egress_common::key::NamespaceId(1),
     };
     desired.tables.pods.insert(1, judged);
     let mut state = AgentState::of(Snapshot::default(), desired);

@@ -16,11 +16,12 @@ mod ranges;
 mod select;
 
 use egress_common::Mode;
-use egress_common::key::{Addr, PodId, PolicyId};
-use egress_common::state::{Capture, Config, Pod as KernelPod, Policy as KernelPolicy};
+use egress_common::key::{Addr, NamespaceId, PodId, PolicyId};
+use egress_common::state::{Capture, Config, Pod as KernelPod, Policy as KernelPolicy, Rate};
 
 use super::{
-    ClusterConfig, Coverage, CoverageState, Desired, Link, NodeState, Origin, Pod, Snapshot,
+    ClusterConfig, ConnectionRate, Coverage, CoverageState, Desired, Link, NodeState, Origin, Pod,
+    Snapshot,
 };
 use facts::Facts;
 use gateway::Gateways;
@@ -47,10 +48,13 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
     let suspects = Suspects::of(&facts);
     for (id, variant) in &variants.used {
         let policy = variant.policy;
+        let rate = |limit: Option<ConnectionRate>| {
+            limit.map_or(Rate::NONE, |limit| Rate::per_second(limit.per_second, limit.burst))
+        };
         let entry = KernelPolicy {
-            mode: policy.mode.number(),
-            on_agent_loss: policy.on_agent_loss.number(),
-            pad: [0; 2],
+            pod_rate: rate(policy.pod_rate),
+            namespace_rate: rate(policy.namespace_rate),
+            ..KernelPolicy::new(policy.mode, policy.on_agent_loss)
         };
         desired.tables.policies.insert(*id, entry);
         desired.origins.policies.insert(*id, policy.origin.clone());
@@ -86,6 +90,9 @@ fn pods<'a>(
     let is_local = |pod: &&Pod| node.name.is_none() || pod.node == node.name;
     let local: Vec<&Pod> = snapshot.pods.values().filter(is_local).collect();
     let links = link::owners(&local, node);
+    let proxied = local
+        .iter()
+        .any(|pod| is_mesh_proxy(pod, facts.cluster) && node.cgroups.contains_key(&pod.cgroup_uid));
     let ranked = Ranked::of(snapshot, &numbers.refused);
     let mut overlaps = Overlaps::default();
     let mut guard = Mode::Audit;
@@ -104,12 +111,16 @@ fn pods<'a>(
         }
         let links = links.get(&*pod.uid).map_or(&[][..], Vec::as_slice);
         let cgroup = node.cgroups.get(&pod.cgroup_uid).copied().filter(|_| !pod.finished);
+        let mesh = if is_mesh_proxy(pod, facts.cluster) { KernelPod::MESH_PROXY } else { 0 };
+        // Under ambient the pod's sockets are the mesh proxy's, which must be known as well.
+        let told = cgroup.is_some() && (pod.capture != Capture::Ambient || proxied);
+        let flags = mesh | if told { KernelPod::OWNER } else { 0 };
         if let Some(cgroup) = cgroup {
-            let entry = kernel_pod(pod, number, links.first().copied());
+            let entry = kernel_pod(pod, number, flags, links.first().copied());
             desired.tables.pods.insert(cgroup, KernelPod { mac: [0; 6], ..entry });
         }
         for link in links {
-            let entry = kernel_pod(pod, number, Some(link));
+            let entry = kernel_pod(pod, number, flags, Some(link));
             desired.tables.interfaces.insert(link.ifindex, entry);
         }
         let ifindex = links.first().map(|link| link.ifindex);
@@ -137,7 +148,7 @@ fn pods<'a>(
 
 /// The kernel's entry. The addresses are the API's: what its own interface says is the pod's to
 /// choose.
-fn kernel_pod(pod: &Pod, policy: PolicyId, link: Option<&Link>) -> KernelPod {
+fn kernel_pod(pod: &Pod, policy: PolicyId, flags: u8, link: Option<&Link>) -> KernelPod {
     let (proxy_uid, proxy_gid) = match (pod.capture, pod.proxy) {
         (Capture::Sidecar, Some(proxy)) => proxy,
         _ => (KernelPod::NO_PROXY, KernelPod::NO_PROXY),
@@ -150,13 +161,21 @@ fn kernel_pod(pod: &Pod, policy: PolicyId, link: Option<&Link>) -> KernelPod {
         id: PodId::of(&pod.uid),
         policy,
         capture: pod.capture.number(),
-        flags: if link.is_some() { KernelPod::BOUNDARY } else { 0 },
+        flags: flags | if link.is_some() { KernelPod::BOUNDARY } else { 0 },
         mac: link.map_or([0; 6], |link| link.mac),
         proxy_uid,
         proxy_gid,
         v4: first(true).unwrap_or(Addr::UNSPECIFIED),
         v6: first(false).unwrap_or(Addr::UNSPECIFIED),
+        namespace: NamespaceId::of(&pod.name.namespace),
     }
+}
+
+/// Whether a pod is the node's mesh proxy of ambient mode. Only in an exempt namespace: there a
+/// tenant puts neither pods nor labels.
+fn is_mesh_proxy(pod: &Pod, cluster: &ClusterConfig) -> bool {
+    pod.labels.get("app").is_some_and(|app| app == "ztunnel")
+        && cluster.exempt_namespaces.contains(&pod.name.namespace)
 }
 
 /// The origin of entries that come from the agent's configuration or from the cluster's own

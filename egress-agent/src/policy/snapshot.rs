@@ -184,6 +184,10 @@ pub struct EgressPolicy {
     /// Remotes outside the cluster whose connections toward these pods may be answered (load
     /// balancers that keep the client's address).
     pub inbound_ranges: Vec<IpNet>,
+    /// Connections each pod may open toward gateways.
+    pub pod_rate: Option<ConnectionRate>,
+    /// Connections all pods of a namespace on one node may open toward gateways.
+    pub namespace_rate: Option<ConnectionRate>,
     /// What the kernel does when the agent's lease expires.
     pub on_agent_loss: OnAgentLoss,
     /// Where it came from.
@@ -195,6 +199,15 @@ impl EgressPolicy {
     pub fn id(&self) -> PolicyId {
         PolicyId::of(&self.name)
     }
+}
+
+/// How many connections may be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ConnectionRate {
+    /// Sustained, 1 to 1,000,000.
+    pub per_second: u32,
+    /// At once after a pause, 1 to 1,000,000.
+    pub burst: u32,
 }
 
 /// An address with protocol and port.

@@ -4,11 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use egress_common::Lookup;
 use egress_common::key::{
     Addr, AddressKey, ExactKey, ExceptionKey, GatewayId, PolicyId, RangeKey, ReplyKey,
 };
 use egress_common::state::{Config, Exact, Exception, Pod, Policy, Range};
+use egress_common::{Lookup, Subject};
 
 use super::Origin;
 
@@ -105,7 +105,13 @@ impl Lookup for At<'_> {
         false
     }
 
-    fn over_rate(&self, _: PolicyId, _: GatewayId) -> bool {
+    fn over_rate(&self, _: &Subject, _: GatewayId) -> bool {
+        // Nor does it say how many came before it.
+        false
+    }
+
+    fn foreign_socket(&self, _: &Subject) -> bool {
+        // It is the pod's own question.
         false
     }
 

@@ -14,18 +14,18 @@ use super::field::{AutoOr, FieldErrors, address, typed};
 use super::object::{Metadata, OWN_GROUP};
 use super::policy_spec::{
     AddressSpec, DestinationSpec, ExceptionSpec, GatewaySpec, InfrastructureSpec, ModeText,
-    OnAgentLossText, PolicySpec, SelectorSpec, Whole,
+    OnAgentLossText, PolicySpec, RateLimitSpec, RateSpec, SelectorSpec, Whole,
 };
 use super::range::{self, Use};
 use crate::policy::{
-    EgressException, EgressPolicy, ExactAddress, GatewayRef, GatewayTarget, ObjectName, Origin,
-    Selector,
+    ConnectionRate, EgressException, EgressPolicy, ExactAddress, GatewayRef, GatewayTarget,
+    ObjectName, Origin, Selector,
 };
 
 /// The version of our objects that is read.
 const VERSION: &str = "v1alpha1";
 /// Fields of the design that this version does not know how to enforce.
-const LATER: [&str; 4] = ["redirect", "rateLimit", "denyResponse", "hostNetwork"];
+const LATER: [&str; 3] = ["redirect", "denyResponse", "hostNetwork"];
 
 /// Types the object and checks what is common to both kinds.
 fn whole<S: serde::de::DeserializeOwned>(
@@ -108,6 +108,10 @@ pub(super) fn policy(
         all(&mut errors, "spec.inboundRanges", &spec.inbound_ranges, |path, text| {
             range::read(path, text, Use::Allowed)
         });
+    let (pod_rate, namespace_rate) = match spec.rate_limit {
+        Some(limit) => errors.take(rate_limit(limit)).unwrap_or_default(),
+        None => (None, None),
+    };
     let policy = selector.zip(mode).map(|(selector, mode)| EgressPolicy {
         name: name.name.clone(),
         selector,
@@ -122,6 +126,8 @@ pub(super) fn policy(
         infrastructure,
         nodes,
         inbound_ranges,
+        pod_rate,
+        namespace_rate,
         on_agent_loss: match spec.on_agent_loss {
             OnAgentLossText::Hold => OnAgentLoss::Hold,
             OnAgentLossText::DenyNew => OnAgentLoss::DenyNew,
@@ -177,6 +183,40 @@ pub(super) fn exception(
             }
         });
     errors.finish(exception)
+}
+
+type Rates = (Option<ConnectionRate>, Option<ConnectionRate>);
+
+/// The rate of each pod and that of a namespace; at least one of them.
+fn rate_limit(spec: RateLimitSpec) -> Result<Rates, FieldErrors> {
+    const PATH: &str = "spec.rateLimit";
+    let RateLimitSpec { connections_per_second, burst, namespace } = spec;
+    let mut errors = FieldErrors::default();
+    let pod = (connections_per_second.is_some() || burst.is_some())
+        .then(|| errors.take(rate(PATH, RateSpec { connections_per_second, burst })));
+    let namespace =
+        namespace.map(|namespace| errors.take(rate(&format!("{PATH}.namespace"), namespace)));
+    if pod.is_none() && namespace.is_none() {
+        errors.push(PATH, "is empty: give connectionsPerSecond, namespace or both");
+    }
+    errors.finish(Some((pod.flatten(), namespace.flatten())))
+}
+
+fn rate(path: &str, spec: RateSpec) -> Result<ConnectionRate, FieldErrors> {
+    const ALLOWED: std::ops::RangeInclusive<u32> = 1..=1_000_000;
+    let mut errors = FieldErrors::default();
+    let per_second = spec.connections_per_second.unwrap_or_default();
+    // One second's worth at once, unless it is said otherwise.
+    let burst = spec.burst.unwrap_or(per_second);
+    if spec.connections_per_second.is_none() {
+        errors.push(&format!("{path}.connectionsPerSecond"), "required: 1 to 1000000");
+    } else if !ALLOWED.contains(&per_second) {
+        errors.push(&format!("{path}.connectionsPerSecond"), "must be 1 to 1000000");
+    }
+    if spec.burst.is_some() && !ALLOWED.contains(&burst) {
+        errors.push(&format!("{path}.burst"), "must be 1 to 1000000");
+    }
+    errors.finish(Some(ConnectionRate { per_second, burst }))
 }
 
 fn all<S, T>(

@@ -32,7 +32,25 @@ pub(super) struct PolicySpec {
     pub(super) infrastructure: InfrastructureSpec,
     pub(super) nodes: Vec<AddressSpec>,
     pub(super) inbound_ranges: Vec<String>,
+    pub(super) rate_limit: Option<RateLimitSpec>,
     pub(super) on_agent_loss: OnAgentLossText,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields, expecting = "a mapping")]
+pub(super) struct RateLimitSpec {
+    /// For each pod.
+    pub(super) connections_per_second: Option<u32>,
+    pub(super) burst: Option<u32>,
+    /// For all pods of a namespace on one node together.
+    pub(super) namespace: Option<RateSpec>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields, expecting = "a mapping")]
+pub(super) struct RateSpec {
+    pub(super) connections_per_second: Option<u32>,
+    pub(super) burst: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -31,6 +31,7 @@ struct Table {
     exceptions: BTreeMap<ExceptionKey, Exception>,
     replies: Vec<ReplyKey>,
     over_rate: bool,
+    foreign: bool,
 }
 
 impl Lookup for Table {
@@ -56,8 +57,11 @@ impl Lookup for Table {
     fn reply(&self, key: &ReplyKey) -> bool {
         self.replies.contains(key)
     }
-    fn over_rate(&self, policy: PolicyId, gateway: GatewayId) -> bool {
-        self.over_rate && policy == POLICY && gateway == GATEWAY
+    fn over_rate(&self, who: &Subject, gateway: GatewayId) -> bool {
+        self.over_rate && who.policy == POLICY && gateway == GATEWAY
+    }
+    fn foreign_socket(&self, _: &Subject) -> bool {
+        self.foreign
     }
     fn now(&self) -> u64 {
         NOW
@@ -109,6 +113,8 @@ fn pod() -> Subject {
         mac: MAC,
         v4: addr("10.0.1.2"),
         v6: addr("fd00::2"),
+        namespace: crate::key::NamespaceId(3),
+        pad: [0; 4],
     }
 }
 
@@ -592,4 +598,26 @@ fn line_14_a_stale_policy_denies_what_is_new() {
     );
     judged(&stale, &syn("10.0.1.2", 80), &table, 5, Reason::Local);
     judged(&stale, &syn("203.0.113.10", 443), &table, 13, Reason::NotGateway);
+}
+
+#[test]
+fn line_15_an_allowed_destination_is_the_pods_own_sockets_alone() {
+    let mut table = cluster()
+        .with_exact("10.0.2.2", 6, 8443, Exact::gateway(GATEWAY, false))
+        .with_exact("10.0.0.10", 17, 53, Exact::plain(Target::Resolver));
+    table.replies.push(ReplyKey::new(PodId(1), addr("198.51.100.7"), 40001, 80, 17));
+    table.foreign = true;
+    ruled(&syn("10.0.2.2", 8443), &table, 15, Reason::ForeignSocket);
+    assert_eq!(decide(&pod(), &syn("10.0.2.2", 8443), &table).gateway, GATEWAY);
+    ruled(&packet(17, "10.0.0.10", 53), &table, 15, Reason::ForeignSocket);
+    ruled(&syn("10.0.1.4", 80), &table, 15, Reason::ForeignSocket);
+    let ack = Packet { tcp_flags: tcp::ACK, ..packet(6, "10.0.2.2", 8443) };
+    ruled(&Packet { has_payload: true, ..ack }, &table, 15, Reason::ForeignSocket);
+    // What the kernel sends for sockets that are gone, and for nobody.
+    ruled(&ack, &table, 9, Reason::Gateway);
+    ruled(&packet(1, "10.0.1.4", 0), &table, 11, Reason::Cluster);
+    // Answers need no owner, denials keep their reason, other hooks know their socket.
+    ruled(&Packet { src_port: 80, ..packet(17, "198.51.100.7", 40001) }, &table, 6, Reason::Reply);
+    ruled(&syn("203.0.113.10", 443), &table, 13, Reason::NotGateway);
+    ruled(&at(Hook::Wall, syn("10.0.2.2", 8443)), &table, 9, Reason::Gateway);
 }

@@ -32,6 +32,13 @@ enum What {
         #[arg(long, default_value_t = 1500)]
         patience: u64,
     },
+    /// Open and close TCP connections as fast as it goes, for so many milliseconds; says how many
+    /// were opened.
+    Connects {
+        address: SocketAddr,
+        #[arg(long)]
+        milliseconds: u64,
+    },
     /// Send a datagram and, with --wait, wait for the answer.
     Udp {
         address: SocketAddr,
@@ -88,6 +95,9 @@ fn main() -> std::io::Result<()> {
         What::Tcp { address, sni, http, patience } => {
             (tcp(address, sni.as_deref(), http.as_deref(), Duration::from_millis(patience)), 1)
         }
+        What::Connects { address, milliseconds } => {
+            (Ok(String::new()), connects(address, start + Duration::from_millis(milliseconds)))
+        }
         What::Udp { address, wait } => (udp(address, wait), 1),
         What::Ping { address } => (ping(address), 1),
         What::Raw { address, source } => (raw(address).and_then(|raw| raw.send(source)), 1),
@@ -135,6 +145,18 @@ fn tcp(
         [] => return Err(std::io::ErrorKind::ConnectionReset.into()),
         text => String::from_utf8_lossy(text).lines().next().unwrap_or_default().to_owned(),
     })
+}
+
+/// Connections that were opened until then. One that is refused is tried again at once.
+fn connects(address: SocketAddr, until: Instant) -> u64 {
+    let mut opened = 0;
+    while Instant::now() < until {
+        match TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+            Ok(_) => opened += 1,
+            Err(_) => std::thread::sleep(Duration::from_micros(200)),
+        }
+    }
+    opened
 }
 
 fn udp(address: SocketAddr, wait: bool) -> std::io::Result<String> {

@@ -22,11 +22,12 @@ fn pod(policy: u32) -> Pod {
         proxy_gid: Pod::NO_PROXY,
         v4: Addr::UNSPECIFIED,
         v6: Addr::UNSPECIFIED,
+        namespace: egress_common::key::NamespaceId(1),
     }
 }
 
 fn policy(mode: Mode) -> Policy {
-    Policy { mode: mode.number(), on_agent_loss: 0, pad: [0; 2] }
+    Policy::new(mode, egress_common::state::OnAgentLoss::Hold)
 }
 
 fn exact(ports: impl IntoIterator<Item = u16>) -> Tables {

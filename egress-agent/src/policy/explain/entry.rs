@@ -55,7 +55,8 @@ impl Asked<'_> {
             | Reason::ForeignResolver
             | Reason::NotGateway
             | Reason::UnknownPod
-            | Reason::PolicyStale => None,
+            | Reason::PolicyStale
+            | Reason::ForeignSocket => None,
         }
     }
 

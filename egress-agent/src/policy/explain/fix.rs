@@ -55,6 +55,9 @@ pub(super) fn fix(asked: &Asked<'_>, declarations: &[Declaration], reason: Reaso
         Reason::UnknownPod => {
             "wait for the registry to name the pod, and check `egress-agent status`"
         }
+        Reason::ForeignSocket => {
+            "find who opened the socket: it came into the pod from another cgroup"
+        }
         Reason::PolicyStale => "restart the agent: its lease has expired",
     };
     text.to_owned()

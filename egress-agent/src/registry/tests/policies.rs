@@ -174,7 +174,23 @@ fn a_policy_is_refused_whole_with_the_field_named() {
             "spec.onAgentLoss: unknown variant `allow`",
         ),
         (spec, "  mode: audit\n  redirect: {}\n", "spec.redirect: not supported by this version"),
-        (spec, "  mode: audit\n  rateLimit: 5\n", "spec.rateLimit: not supported by this version"),
+        (spec, "  mode: audit\n  rateLimit: 5\n", "spec.rateLimit: invalid type"),
+        (spec, "  mode: audit\n  rateLimit: {}\n", "spec.rateLimit: is empty"),
+        (
+            spec,
+            "  mode: audit\n  rateLimit: {burst: 5}\n",
+            "spec.rateLimit.connectionsPerSecond: required",
+        ),
+        (
+            spec,
+            "  mode: audit\n  rateLimit: {namespace: {connectionsPerSecond: 0}}\n",
+            "spec.rateLimit.namespace.connectionsPerSecond: must be 1 to 1000000",
+        ),
+        (
+            spec,
+            "  mode: audit\n  rateLimit: {connectionsPerSecond: 5, burst: 1000001}\n",
+            "spec.rateLimit.burst: must be 1 to 1000000",
+        ),
         (
             spec,
             "  mode: audit\n  denyResponse: reset\n",

@@ -1,11 +1,11 @@
 //! Which entries pods get, and what is said of them.
 
-use egress_common::key::{Addr, PodId, PolicyId};
-use egress_common::state::{Capture, Pod as KernelPod};
+use egress_common::key::{Addr, NamespaceId, PodId, PolicyId};
+use egress_common::state::{Capture, Pod as KernelPod, Rate};
 use egress_common::{Mode, Reason};
 
 use super::fixture::*;
-use crate::policy::CoverageState;
+use crate::policy::{ConnectionRate, CoverageState};
 
 #[test]
 fn a_governed_pod_is_in_both_tables() {
@@ -14,12 +14,13 @@ fn a_governed_pod_is_in_both_tables() {
         id: PodId::of("shop/web"),
         policy: PolicyId::of("shop"),
         capture: Capture::None.number(),
-        flags: KernelPod::BOUNDARY,
+        flags: KernelPod::BOUNDARY | KernelPod::OWNER,
         mac: MAC,
         proxy_uid: KernelPod::NO_PROXY,
         proxy_gid: KernelPod::NO_PROXY,
         v4: Addr::from(ip("10.1.0.2")),
         v6: Addr::from(ip("fd00:10::1:2")),
+        namespace: NamespaceId::of("shop"),
     };
     assert_eq!(desired.tables.interfaces.get(&7), Some(&expected));
     assert_eq!(desired.tables.pods.get(&100), Some(&KernelPod { mac: [0; 6], ..expected }));
@@ -64,7 +65,7 @@ fn what_is_missing_is_said() {
     let desired = world.compile();
     assert_eq!(state(&desired, "shop/web"), CoverageState::NoInterface);
     // The wall then counts what it lets through itself.
-    assert_eq!(desired.tables.pods[&100].flags, 0);
+    assert_eq!(desired.tables.pods[&100].flags, KernelPod::OWNER);
     assert_eq!(desired.tables.pods[&100].policy, PolicyId::of("shop"));
 }
 
@@ -139,7 +140,7 @@ fn host_network_pods_are_known_but_not_governed() {
     let desired = world.compile();
     assert_eq!(state(&desired, "shop/web"), CoverageState::HostNetwork);
     let entry = desired.tables.pods[&100];
-    assert_eq!((entry.policy, entry.flags), (PolicyId::NONE, 0));
+    assert_eq!((entry.policy, entry.flags), (PolicyId::NONE, KernelPod::OWNER));
     // The node's addresses are not this pod's, nor is an interface that carries them.
     assert_eq!((entry.v4, entry.v6), (Addr::UNSPECIFIED, Addr::UNSPECIFIED));
     assert!(desired.tables.interfaces.is_empty());
@@ -169,4 +170,40 @@ fn an_incomplete_snapshot_may_not_remove() {
     assert!(world.compile().may_remove);
     world.snapshot.complete = false;
     assert!(!world.compile().may_remove);
+}
+
+#[test]
+fn the_owner_of_a_socket_can_be_told_once_everybody_who_may_open_one_is_known() {
+    let flags = |world: &World, ifindex: u32| world.compile().tables.interfaces[&ifindex].flags;
+    let mut world = World::new();
+    assert_ne!(flags(&world, 7) & KernelPod::OWNER, 0);
+    // Under ambient another pod's process opens this pod's sockets.
+    world.pod_mut("shop/web").capture = Capture::Ambient;
+    assert_eq!(flags(&world, 7) & KernelPod::OWNER, 0);
+    // A label in a tenant's namespace makes nobody the mesh's proxy.
+    for (namespace, address, number, is_proxy) in
+        [("shop", "10.1.0.77", 77, false), ("kube-system", "10.1.0.78", 78, true)]
+    {
+        let mut ztunnel = pod(&format!("{namespace}/ztunnel"), &[address]);
+        ztunnel.labels = labels(&[("app", "ztunnel")]);
+        world.run(ztunnel, 100 + u64::from(number), number);
+        assert_eq!(flags(&world, 7) & KernelPod::OWNER != 0, is_proxy, "{namespace}");
+        let proxy = flags(&world, number) & KernelPod::MESH_PROXY;
+        assert_eq!(proxy != 0, is_proxy, "{namespace}");
+    }
+    // Without its own cgroup nothing can be compared.
+    let mut world = World::new();
+    world.node.cgroups.clear();
+    assert_eq!(flags(&world, 7) & KernelPod::OWNER, 0);
+}
+
+#[test]
+fn a_rate_becomes_what_one_connection_costs() {
+    let mut world = World::new();
+    world.policy_mut("shop").pod_rate = Some(ConnectionRate { per_second: 100, burst: 50 });
+    let entry = world.compile().tables.policies[&PolicyId::of("shop")];
+    assert_eq!((entry.pod_rate.interval, entry.pod_rate.tolerance), (10_000_000, 490_000_000));
+    assert_eq!(entry.namespace_rate, Rate::NONE);
+    // A full bucket is ahead of the clock by the burst less one.
+    assert!(entry.pod_rate.allows(490_000_005, 5) && !entry.pod_rate.allows(490_000_006, 5));
 }

@@ -126,6 +126,8 @@ pub(in crate::policy) fn policy(name: &str, namespaces: &[&str]) -> EgressPolicy
         infrastructure: Vec::new(),
         nodes: Vec::new(),
         inbound_ranges: Vec::new(),
+        pod_rate: None,
+        namespace_rate: None,
         on_agent_loss: OnAgentLoss::Hold,
         origin: origin("EgressPolicy", name),
     }

@@ -1,0 +1,92 @@
+//! Token buckets, one number each: the moment up to which a bucket is filled.
+//!
+//! Reading, comparing and adding are three steps and no lock: two CPUs at the same bucket may both
+//! take its last token, which is one connection too many and no more, because each adds what it
+//! took. A bucket that cannot be made allows nothing.
+
+use egress_common::Subject;
+use egress_common::state::{BucketKey, Policy, Rate};
+
+use crate::maps::BUCKETS;
+
+/// Whether one more connection of the subject exceeds a rate of its policy. With `take`, one that
+/// does not is taken into account.
+#[inline(always)]
+pub(crate) fn over(who: &Subject, policy: &Policy, now: u64, take: bool) -> bool {
+    let pod = BucketKey { id: who.pod.0, kind: BucketKey::POD, policy: who.policy };
+    let namespace = BucketKey {
+        id: u64::from(who.namespace.0),
+        kind: BucketKey::NAMESPACE,
+        policy: who.policy,
+    };
+    let (Ok(pod), Ok(namespace)) =
+        (room(&pod, &policy.pod_rate, now), room(&namespace, &policy.namespace_rate, now))
+    else {
+        return true;
+    };
+    if take {
+        fill(pod, &policy.pod_rate, now);
+        fill(namespace, &policy.namespace_rate, now);
+    }
+    false
+}
+
+/// There is no room.
+struct Full;
+
+/// The bucket, where it has room for one more; `None` where the rate has no limit.
+#[inline(always)]
+fn room(key: &BucketKey, rate: &Rate, now: u64) -> Result<Option<*mut u64>, Full> {
+    const BPF_NOEXIST: u64 = 1;
+    if rate.interval == 0 {
+        return Ok(None);
+    }
+    let bucket = match BUCKETS.get_ptr_mut(key) {
+        Some(bucket) => bucket,
+        None => {
+            // Where another CPU was first, its bucket is found below.
+            let _ = BUCKETS.insert(key, now, BPF_NOEXIST);
+            BUCKETS.get_ptr_mut(key).ok_or(Full)?
+        }
+    };
+    // SAFETY: eight aligned bytes of a map, valid for the program's run.
+    if rate.allows(unsafe { bucket.read_volatile() }, now) { Ok(Some(bucket)) } else { Err(Full) }
+}
+
+#[inline(always)]
+fn fill(bucket: Option<*mut u64>, rate: &Rate, now: u64) {
+    let Some(bucket) = bucket else {
+        return;
+    };
+    // SAFETY: as above. A store that races with an addition loses at most that one connection,
+    // and only in a bucket that was empty.
+    unsafe {
+        if bucket.read_volatile() < now {
+            bucket.write_volatile(now);
+        }
+        add(bucket, rate.interval);
+    }
+}
+
+/// Adds atomically; the only atomic operation that every kernel since 3.18 knows.
+///
+/// # Safety
+/// `to` points to eight aligned bytes.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+unsafe fn add(to: *mut u64, amount: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({to} + 0) += {amount}", to = in(reg) to, amount = in(reg) amount);
+    }
+}
+
+/// The host has one thread here.
+///
+/// # Safety
+/// `to` points to eight aligned bytes.
+#[cfg(not(target_arch = "bpf"))]
+unsafe fn add(to: *mut u64, amount: u64) {
+    // SAFETY: the caller's.
+    unsafe { *to += amount };
+}
