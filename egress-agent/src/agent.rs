@@ -17,10 +17,10 @@ use crate::datapath::{
     Applied, Attached, Check, CheckStatus, DatapathError, Loaded, Options, preflight,
 };
 use crate::identity::cgroup::Kubepods;
-use crate::identity::{cgroup, link};
+use crate::identity::{cgroup, link, uplink};
 use crate::lock::{Lock, LockError};
 use crate::policy::compile::compile;
-use crate::policy::{ClusterConfig, Desired, NodeState, Snapshot, Tables};
+use crate::policy::{ClusterConfig, Desired, Mark, NodeState, Snapshot, Tables};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, registry};
 
@@ -85,6 +85,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     };
     let cluster = file.cluster(&path)?;
     let lease = file.lease(&path)?;
+    let mark = file.mark(&path)?;
     let _lock = Lock::take(&arguments.datapath.run_dir)?;
     let options = Options {
         bpffs: arguments.datapath.bpffs.clone(),
@@ -127,6 +128,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         kubepods,
         unknown_pod: file.unknown_pod(),
         lease,
+        mark,
     };
     // Probes answer from the start; nothing else does before the first snapshot is applied.
     let readiness = metrics::Readiness::default();
@@ -161,6 +163,7 @@ struct Inputs {
     kubepods: Kubepods,
     unknown_pod: Mode,
     lease: Duration,
+    mark: Mark,
 }
 
 impl Inputs {
@@ -173,6 +176,7 @@ impl Inputs {
             bound: held.interfaces.iter().map(|(ifindex, pod)| (*ifindex, pod.id)).collect(),
             kubepods_level: self.kubepods.level,
             unknown_pod: self.unknown_pod,
+            mark: self.mark,
             lease: u64::try_from(self.lease.as_nanos()).unwrap_or(u64::MAX),
             // The two clocks drift by microseconds between reads; whole seconds do not, and an
             // expiry that moved with every compilation would be a change every time.
@@ -202,7 +206,8 @@ impl Enforcer {
     ) -> anyhow::Result<(Self, States)> {
         let desired = inputs.compile(&snapshot, &loaded.actual()?)?;
         let path: &Path = &inputs.kubepods.path;
-        let (attached, applied) = loaded.attach(path, &desired.tables, desired.may_remove)?;
+        let (attached, mut applied) = loaded.attach(path, &desired.tables, desired.may_remove)?;
+        applied.warnings.extend(attached.link_uplinks(&uplink::uplinks()?)?);
         let tables = attached.actual()?;
         let state = AgentState {
             node: inputs.node.clone(),
@@ -314,7 +319,10 @@ impl Enforcer {
                 return Ok(());
             }
         };
-        let outcome = self.attached.apply(&desired.tables, desired.may_remove);
+        let mut outcome = self.attached.apply(&desired.tables, desired.may_remove);
+        if let Ok(applied) = &mut outcome {
+            applied.warnings.extend(self.attached.link_uplinks(&uplink::uplinks()?)?);
+        }
         let refused = match &outcome {
             Ok(applied) => {
                 self.log(applied);

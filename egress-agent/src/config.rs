@@ -11,7 +11,7 @@ use egress_common::Mode;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::policy::ClusterConfig;
+use crate::policy::{ClusterConfig, Mark};
 use crate::registry::allowed_range;
 
 /// The file, every key optional.
@@ -26,6 +26,8 @@ pub struct File {
     pub lease: Option<String>,
     /// Facts of the cluster.
     pub cluster: Cluster,
+    /// Where Service addresses are judged after their translation.
+    pub uplink: Uplink,
     /// The HTTP listener for metrics and probes.
     pub metrics: Metrics,
     /// Events.
@@ -81,6 +83,25 @@ impl Default for Cluster {
         }
     }
 }
+
+/// The node's uplinks.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Uplink {
+    /// Two bits of the packet mark, as `0x3000` (the default); `0` leaves packets unmarked, and
+    /// Service addresses that end outside to the registry's knowledge alone.
+    pub mark_mask: Option<String>,
+}
+
+/// Bits of the packet mark that others use: a bit of theirs on our packets would change how the
+/// node treats them, and one of ours on theirs would have their packets judged.
+const FOREIGN_MARKS: [(&str, u32); 4] = [
+    ("kube-proxy", 0x0000_c000),
+    ("Cilium", 0x0000_0f00),
+    ("Istio", 0x0000_0539),
+    ("Calico", 0xffff_0000),
+];
+const MARK_MASK: u32 = 0x3000;
 
 /// The HTTP listener.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -231,6 +252,38 @@ impl File {
         }
     }
 
+    /// The bits that packets are marked with.
+    ///
+    /// # Errors
+    /// When the mask is no number, not two bits, or another program's.
+    pub fn mark(&self, path: &Path) -> Result<Mark, ConfigError> {
+        let wrong = |message: String| ConfigError::Value {
+            path: path.to_owned(),
+            message: format!("uplink.markMask: {message}"),
+        };
+        let mask = match self.uplink.mark_mask.as_deref() {
+            None => MARK_MASK,
+            Some(text) => {
+                let digits = text.strip_prefix("0x").unwrap_or(text);
+                let parsed = u32::from_str_radix(digits, if digits == text { 10 } else { 16 });
+                parsed.map_err(|_| wrong(format!("`{text}` is no number like 0x3000")))?
+            }
+        };
+        if mask == 0 {
+            return Ok(Mark::default());
+        }
+        if mask.count_ones() != 2 {
+            return Err(wrong(format!("{mask:#x} has not exactly two bits; write 0x3000, or 0")));
+        }
+        if let Some((owner, bits)) = FOREIGN_MARKS.iter().find(|(_, bits)| mask & bits != 0) {
+            return Err(wrong(format!(
+                "{mask:#x} has bits that {owner} uses ({bits:#x}); choose others, such as 0x3000"
+            )));
+        }
+        let audit = 1 << mask.trailing_zeros();
+        Ok(Mark { audit, enforce: mask & !audit })
+    }
+
     /// The mode of pods the agent has not learned.
     pub const fn unknown_pod(&self) -> Mode {
         match self.unknown_pod {
@@ -279,6 +332,28 @@ mod tests {
                 parse(&format!("cluster: {{ranges: [\"10.0.0.0/8\", \"{range}\"]}}")).unwrap();
             let error = file.cluster(Path::new("agent.yaml")).unwrap_err().to_string();
             assert!(error.contains("cluster.ranges[1]") && error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_mark_is_two_bits_that_nobody_else_uses() {
+        let mark = |text: &str| {
+            let file = parse(&format!("uplink: {{markMask: \"{text}\"}}")).unwrap();
+            file.mark(Path::new("agent.yaml")).map_err(|error| error.to_string())
+        };
+        let default = parse("").unwrap().mark(Path::new("agent.yaml")).unwrap();
+        assert_eq!(default, Mark { audit: 0x1000, enforce: 0x2000 });
+        assert_eq!(mark("0x42"), Ok(Mark { audit: 0x2, enforce: 0x40 }));
+        assert_eq!(mark("0"), Ok(Mark::default()));
+        for (text, expected) in [
+            ("0x1000", "not exactly two bits"),
+            ("0x6000", "kube-proxy"),
+            ("0x1100", "Cilium"),
+            ("0x30000", "Calico"),
+            ("mark", "no number"),
+        ] {
+            let error = mark(text).unwrap_err();
+            assert!(error.contains("uplink.markMask") && error.contains(expected), "{error}");
         }
     }
 

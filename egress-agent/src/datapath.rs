@@ -63,6 +63,10 @@ impl Options {
     fn interface_pins(&self) -> PathBuf {
         self.bpffs.join("links").join("tcx")
     }
+
+    fn uplink_pins(&self) -> PathBuf {
+        self.bpffs.join("links").join("uplinks")
+    }
 }
 
 /// Why the datapath could not be loaded, attached or read.

@@ -161,11 +161,23 @@ pub struct NodeState {
     pub kubepods_level: u32,
     /// What pods nobody knows get.
     pub unknown_pod: Mode,
+    /// Bits of the packet mark for the uplink.
+    pub mark: Mark,
     /// Heartbeat lease in nanoseconds; 0 for none.
     pub lease: u64,
     /// `CLOCK_BOOTTIME` nanoseconds at the epoch: added to an absolute time it gives the
     /// kernel's clock. Negative on every machine that booted after 1970.
     pub boot_epoch: i128,
+}
+
+/// The bits that tell the uplink which packets the boundary let through; both zero where none are
+/// marked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// For policies in mode audit.
+    pub audit: u32,
+    /// For policies in mode enforce.
+    pub enforce: u32,
 }
 
 /// The host side of a pod's interface pair.

@@ -205,7 +205,7 @@ fn uninstall_removes_what_is_ours_and_only_that() {
     let foreign = options.bpffs.join("links").join("somebodys");
     fs::create_dir(&foreign).unwrap();
     let removed = uninstall(&options).unwrap();
-    assert_eq!((removed.links, removed.objects), (7, 18 + 7), "{removed:?}");
+    assert_eq!((removed.links, removed.objects), (7, 18 + 8), "{removed:?}");
     assert!(foreign.exists());
 
     fs::remove_dir(&foreign).unwrap();

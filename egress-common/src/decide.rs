@@ -94,6 +94,10 @@ const DNS_OVER_TLS: u16 = 853;
 ///     connections then: what opens one, and datagrams → deny `policy_stale`.
 /// 15. Whatever lines 8 to 12 allow at the boundary, when its socket is known to be neither the
 ///     pod's nor its mesh proxy's: a SYN, data, a datagram → deny `foreign_socket`.
+/// 16. At the uplink, what lines 8 to 11 allowed is judged once more by the address that Service
+///     translation left: what any policy of the node names exactly, cluster ranges and the
+///     node's own tunnels → as there; else deny `metadata`, `node`, `fragment`, `malformed`,
+///     `hidden_external`.
 #[inline(always)]
 pub fn decide<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     // 0
@@ -107,6 +111,10 @@ pub fn decide<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
         } else {
             Ruling::new(1, Reason::Exempt)
         };
+    }
+    // 16
+    if matches!(packet.hook, Hook::UplinkEgress) {
+        return translated(who.policy, packet, lookup);
     }
     let ruling = governed(who, packet, lookup);
     // 14
@@ -258,6 +266,48 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     Ruling::new(13, reason)
 }
 
+/// Line 16.
+#[inline(always)]
+fn translated<L: Lookup>(policy: PolicyId, packet: &Packet, lookup: &L) -> Ruling {
+    let ruled = |reason| Ruling::new(16, reason);
+    if !matches!(packet.shape, Shape::Ip | Shape::Fragment) {
+        return ruled(Reason::Malformed);
+    }
+    let nets = lookup.range(&RangeKey { policy, addr: packet.dst });
+    if nets.has(range::METADATA) {
+        return ruled(Reason::Metadata);
+    }
+    if whole(packet) {
+        let key = ExactKey::new(policy, packet.dst, packet.protocol, packet.dst_port);
+        if let Some(entry) = lookup.exact(&key) {
+            return Ruling::about(16, named(&entry), entry.gateway);
+        }
+    }
+    if nets.has(range::NODE) {
+        // The network plugin's own wrapping: a pod's would not have passed line 7.
+        let from = lookup.range(&RangeKey { policy, addr: packet.src });
+        let wrapped = tunnels(packet) || packet.protocol == protocol::ESP;
+        let by_node = wrapped && from.has(range::NODE);
+        return ruled(if by_node { Reason::Cluster } else { Reason::Node });
+    }
+    if nets.has(range::CLUSTER) {
+        return ruled(Reason::Cluster);
+    }
+    ruled(if whole(packet) { Reason::HiddenExternal } else { Reason::Fragment })
+}
+
+/// The reason an entry of the uplink's tables allows for.
+#[inline(always)]
+fn named(entry: &Exact) -> Reason {
+    match Target::from_number(entry.target) {
+        Some(Target::Gateway | Target::Draining) => Reason::Gateway,
+        Some(Target::Resolver) => Reason::Resolver,
+        Some(Target::Infrastructure) => Reason::Infrastructure,
+        Some(Target::Node) => Reason::Cluster,
+        Some(Target::HiddenExternal) | None => Reason::HiddenExternal,
+    }
+}
+
 /// Ports and ICMP identifiers are known: not a fragment.
 #[inline(always)]
 const fn whole(packet: &Packet) -> bool {
@@ -274,7 +324,7 @@ fn is(entry: &Exact, target: Target) -> bool {
 #[inline(always)]
 fn stays_in_pod(packet: &Packet) -> bool {
     match packet.hook {
-        Hook::PodEgress | Hook::PodIngress => false,
+        Hook::PodEgress | Hook::PodIngress | Hook::UplinkEgress => false,
         Hook::Wall => packet.on_loopback || packet.dst.is_loopback(),
         Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6 => {
             packet.dst.is_loopback() || packet.dst.is_unspecified()
@@ -316,9 +366,12 @@ fn advertises_another(who: &Subject, packet: &Packet) -> bool {
 #[inline(always)]
 fn foreign_source(who: &Subject, packet: &Packet) -> bool {
     match packet.hook {
-        Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6 | Hook::PodIngress => {
-            false
-        }
+        Hook::Connect4
+        | Hook::Connect6
+        | Hook::Sendmsg4
+        | Hook::Sendmsg6
+        | Hook::PodIngress
+        | Hook::UplinkEgress => false,
         // The wall meets pods whose address the registry does not know yet.
         Hook::Wall if who.v4.is_unspecified() && who.v6.is_unspecified() => false,
         Hook::Wall => !is_own(who, &packet.src),

@@ -197,9 +197,16 @@ impl PolicyId {
     /// No policy. Its resolver entries are the ones a pod the agent has not learned may ask.
     pub const NONE: Self = Self(0);
 
+    /// What any policy of the node may reach: the tables of the uplink, where nothing tells any
+    /// more whose packet it is.
+    pub const UPLINK: Self = Self(u32::MAX);
+
     /// The policy with this (cluster-scoped) name.
     pub const fn of(name: &str) -> Self {
-        Self(fold32(fnv64(&[name.as_bytes()])))
+        match fold32(fnv64(&[name.as_bytes()])) {
+            u32::MAX => Self(1),
+            number => Self(number),
+        }
     }
 }
 

@@ -19,6 +19,8 @@ pub mod protocol {
     pub const IPV6: u8 = 41;
     /// GRE.
     pub const GRE: u8 = 47;
+    /// IPsec.
+    pub const ESP: u8 = 50;
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
 }
@@ -48,6 +50,8 @@ closed_enum! {
         Sendmsg4 = 6 "sendmsg4",
         /// `sendmsg(2)` with an address, IPv6.
         Sendmsg6 = 7 "sendmsg6",
+        /// TCX egress of a node's uplink, after Service addresses were translated.
+        UplinkEgress = 8 "uplink_egress",
     }
 }
 

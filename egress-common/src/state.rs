@@ -255,6 +255,11 @@ pub struct Config {
     pub guard: u8,
     /// Zero.
     pub pad: [u8; 6],
+    /// Bit of the packet mark that says: allowed at the boundary for a policy in mode audit; zero
+    /// where packets are not marked.
+    pub mark_audit: u32,
+    /// The same for mode enforce.
+    pub mark_enforce: u32,
 }
 
 /// Value of the reply table.
@@ -406,7 +411,7 @@ const _: () = {
     assert!(size_of::<Exact>() == 8);
     assert!(size_of::<Range>() == 8);
     assert!(size_of::<Exception>() == 8);
-    assert!(size_of::<Config>() == 24);
+    assert!(size_of::<Config>() == 32);
     assert!(size_of::<Reply>() == 16);
     assert!(size_of::<CounterKey>() == 16);
     assert!(size_of::<Counter>() == 24);

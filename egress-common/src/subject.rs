@@ -93,6 +93,18 @@ impl Subject {
         }
     }
 
+    /// The subject of a marked packet at the uplink, where its pod is not known any more.
+    #[inline(always)]
+    pub fn uplink(config: &Config, mode: Mode) -> Self {
+        Self {
+            policy: PolicyId::UPLINK,
+            mode,
+            guard: mode,
+            unknown: false,
+            ..Self::unknown(config)
+        }
+    }
+
     /// What a reason becomes for this subject: the source guard has a mode of its own.
     #[inline(always)]
     pub const fn verdict(&self, reason: Reason) -> Verdict {

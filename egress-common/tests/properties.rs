@@ -168,7 +168,7 @@ proptest! {
     #[test]
     fn every_input_gets_a_ruling((subject, packet, tables) in anything()) {
         let ruling = decide(&subject, &packet, &tables);
-        prop_assert!(ruling.line <= 14);
+        prop_assert!(ruling.line <= 16);
         let verdict = subject.verdict(ruling.reason);
         prop_assert_eq!(verdict == Verdict::Drop && !ruling.reason.denies(), false);
     }

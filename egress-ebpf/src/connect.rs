@@ -82,9 +82,12 @@ fn facts(ctx: &SockAddrContext, hook: Hook) -> Packet {
                 (*call).user_ip6[2],
                 (*call).user_ip6[3],
             ]),
-            Hook::Connect4 | Hook::Sendmsg4 | Hook::PodEgress | Hook::PodIngress | Hook::Wall => {
-                Addr::from_v4_word((*call).user_ip4)
-            }
+            Hook::Connect4
+            | Hook::Sendmsg4
+            | Hook::PodEgress
+            | Hook::PodIngress
+            | Hook::UplinkEgress
+            | Hook::Wall => Addr::from_v4_word((*call).user_ip4),
         };
         let sk = (*call).__bindgen_anon_1.sk;
         let source = if sk.is_null() { 0 } else { (*sk).src_port as u16 };

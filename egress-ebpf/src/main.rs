@@ -51,6 +51,16 @@ pub(crate) fn pod_ingress(ctx: TcContext) -> i32 {
     TCX_NEXT
 }
 
+/// TCX egress of the node's uplinks: what the boundary let through to a Service's address, judged
+/// by where it really goes.
+#[classifier]
+pub(crate) fn uplink_egress(ctx: TcContext) -> i32 {
+    match packet::uplink_egress(&ctx) {
+        Verdict::Allow | Verdict::Audit => TCX_NEXT,
+        Verdict::Drop => TCX_DROP,
+    }
+}
+
 /// `cgroup_skb/egress` at `kubepods`: every packet of a socket that belongs to a pod.
 #[cgroup_skb]
 pub(crate) fn wall(ctx: SkBuffContext) -> i32 {

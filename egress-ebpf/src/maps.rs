@@ -80,13 +80,22 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 /// slot per hook is enough, because these hooks run with softirqs off and never inside
 /// themselves; the wall may be interrupted by itself and keeps its facts on the stack.
 #[map]
-static SCRATCH: PerCpuArray<MaybeUninit<Packet>> = PerCpuArray::with_max_entries(2, 0);
+static SCRATCH: PerCpuArray<MaybeUninit<Packet>> = PerCpuArray::with_max_entries(3, 0);
 
 /// The scratch of a hook, holding an unparsed packet; `None` never happens (the index is in
 /// range), and the caller treats it as a packet that cannot be read.
 #[inline(always)]
 pub(crate) fn scratch(hook: Hook) -> Option<&'static mut Packet> {
-    let index = u32::from(matches!(hook, Hook::PodIngress));
+    let index = match hook {
+        Hook::PodIngress => 1,
+        Hook::UplinkEgress => 2,
+        Hook::PodEgress
+        | Hook::Wall
+        | Hook::Connect4
+        | Hook::Connect6
+        | Hook::Sendmsg4
+        | Hook::Sendmsg6 => 0,
+    };
     let slot = SCRATCH.get_ptr_mut(index)?;
     // SAFETY: this CPU's own slot, not shared while the hook runs (see above).
     Some(unsafe { (*slot).write(Packet::unparsed(hook)) })

@@ -8,7 +8,7 @@ use aya_ebpf::programs::{SkBuffContext, TcContext};
 use egress_common::key::{ExactKey, PolicyId};
 use egress_common::packet::{Hook, Packet, Shape, protocol};
 use egress_common::state::{Counter, Direction, Pod, Target};
-use egress_common::{Lookup, Reason, Verdict, decide};
+use egress_common::{Lookup, Mode, Reason, Subject, Verdict, decide};
 
 use crate::emit::{Told, count, received, tell};
 use crate::forget::{forget_packet, forget_ruling, forget_subject};
@@ -36,8 +36,49 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> Verdict {
     let tables = Tables { now, config: &config, stage: Stage::Boundary(skb) };
     let ruling = forget_ruling(decide(&who, packet, &tables), now);
     let verdict = who.verdict(ruling.reason);
+    // A Service's address may yet become another one: the uplink asks again.
+    if matches!(verdict, Verdict::Allow) && matches!(ruling.line, 8..=11) {
+        let bit = match who.mode {
+            Mode::Enforce => config.mark_enforce,
+            Mode::Audit => config.mark_audit,
+            Mode::Off => 0,
+        };
+        // SAFETY: a context field that programs of this type may write.
+        unsafe { (*skb).mark |= bit };
+    }
     log(ctx, packet, verdict);
     let socket_uid = ctx.skb.get_socket_uid();
+    tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
+    verdict
+}
+
+/// Judges a marked packet by the address it has after translation. Unmarked ones are answers, the
+/// node's own and those of pods that nobody governs.
+#[inline(always)]
+pub(crate) fn uplink_egress(ctx: &TcContext) -> Verdict {
+    let skb = maps::skb(ctx);
+    let config = maps::config();
+    // SAFETY: context fields, checked and rewritten by the verifier.
+    let (ifindex, len, mark) = unsafe { ((*skb).ifindex, (*skb).len, (*skb).mark) };
+    let mode = if mark & config.mark_enforce != 0 {
+        Mode::Enforce
+    } else if mark & config.mark_audit != 0 {
+        Mode::Audit
+    } else {
+        return Verdict::Allow;
+    };
+    let now = maps::now();
+    let mut who = Subject::uplink(&config, mode);
+    forget_subject(&mut who, now);
+    let Some(packet) = maps::scratch(Hook::UplinkEgress) else {
+        return who.verdict(Reason::Malformed);
+    };
+    read_frame(skb, packet);
+    packet.hook = Hook::UplinkEgress;
+    let tables = Tables { now, config: &config, stage: Stage::Early };
+    let ruling = forget_ruling(decide(&who, packet, &tables), now);
+    let verdict = who.verdict(ruling.reason);
+    let socket_uid = u32::MAX;
     tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
     verdict
 }

@@ -13,6 +13,11 @@ pub struct Dual {
 }
 
 impl Dual {
+    /// From the parts of each.
+    pub const fn new([a, b, c, d]: [u8; 4], [s, t, u, v, w, x, y, z]: [u16; 8]) -> Self {
+        Self { v4: Ipv4Addr::new(a, b, c, d), v6: Ipv6Addr::new(s, t, u, v, w, x, y, z) }
+    }
+
     /// Both, IPv4 first.
     pub const fn both(self) -> [IpAddr; 2] {
         [IpAddr::V4(self.v4), IpAddr::V6(self.v6)]

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::address::STRIPE;
 use crate::lab::{Lab, PROXY, Pod};
-use crate::process::{Place, Process, wait_until};
+use crate::process::{Place, Process, nft, wait_until};
 
 /// Where the gateway takes TLS, passed through by server name.
 pub const GATEWAY_TLS: u16 = 8443;
@@ -108,15 +108,7 @@ fn capture(pod: &Pod) -> Result<()> {
          }}\n"
     );
     let place = Place { netns: Some(&pod.netns), ..Place::default() };
-    let mut nft = place.command("nft")?;
-    nft.arg("-f").arg("-").stdin(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = nft.spawn().context("start nft (Debian package nftables)")?;
-    if let Some(mut stdin) = child.stdin.take() {
-        std::io::Write::write_all(&mut stdin, rules.as_bytes()).context("write to nft")?;
-    }
-    let output = child.wait_with_output().context("wait for nft")?;
-    ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(())
+    nft(&place, &rules)
 }
 
 /// A TLS server that answers HTTP, on both families.

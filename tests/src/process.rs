@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
 
 use crate::netns::Netns;
@@ -248,4 +248,20 @@ pub fn wait_until(
         Some(error) => Err(error.context(format!("not within {patience:?}: {what}"))),
         None => bail!("not within {patience:?}: {what}"),
     }
+}
+
+/// Feeds rules to `nft` at a place.
+///
+/// # Errors
+/// When `nft` is missing or refuses them.
+pub fn nft(place: &Place<'_>, rules: &str) -> Result<()> {
+    let mut nft = place.command("nft")?;
+    nft.arg("-f").arg("-").stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = nft.spawn().context("start nft (Debian package nftables)")?;
+    if let Some(mut stdin) = child.stdin.take() {
+        std::io::Write::write_all(&mut stdin, rules.as_bytes()).context("write to nft")?;
+    }
+    let output = child.wait_with_output().context("wait for nft")?;
+    ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
 }

@@ -50,12 +50,19 @@ fn sizes_agree_on_both_sides() {
 #[test]
 fn the_running_kernel_accepts_every_program() {
     let mut ebpf = EbpfLoader::new().load(object()).unwrap();
-    for name in
-        ["pod_egress", "pod_ingress", "wall", "connect4", "connect6", "sendmsg4", "sendmsg6"]
-    {
+    for name in [
+        "pod_egress",
+        "pod_ingress",
+        "uplink_egress",
+        "wall",
+        "connect4",
+        "connect6",
+        "sendmsg4",
+        "sendmsg6",
+    ] {
         let program = ebpf.program_mut(name).unwrap_or_else(|| panic!("no program {name}"));
         let loaded = match name {
-            "pod_egress" | "pod_ingress" => {
+            "pod_egress" | "pod_ingress" | "uplink_egress" => {
                 let program: &mut SchedClassifier = program.try_into().unwrap();
                 program.load()
             }

@@ -11,7 +11,9 @@ use egress_common::state::Config;
 use nix::libc;
 
 use super::diff::diff;
-use super::load::{CGROUP_HOOKS, Hook, INTERFACE_HOOKS, Loaded, Logger, Program, pinned_program};
+use super::load::{
+    CGROUP_HOOKS, Hook, INTERFACE_HOOKS, Loaded, Logger, Program, UPLINK_HOOK, pinned_program,
+};
 use super::maps::Maps;
 use super::{CounterReader, DatapathError, EventRing, Options, SysError, sys};
 use crate::policy::Tables;
@@ -160,14 +162,19 @@ impl Attached {
             let target = self.kubepods.display().to_string();
             self.status(hook, &self.options.link_pin(hook.name), id, target)
         });
-        let interfaces = pinned_interfaces(&self.options).unwrap_or_default();
+        let pinned = |pins: &Path| pinned_interfaces(&self.options, pins).unwrap_or_default();
+        let uplinks = pinned(&self.options.uplink_pins()).into_iter().map(|ifindex| {
+            let pin = self.options.uplink_pins().join(ifindex.to_string());
+            self.status(UPLINK_HOOK, &pin, u64::from(ifindex), format!("ifindex {ifindex}"))
+        });
+        let interfaces = pinned(&self.options.interface_pins());
         let interfaces = interfaces.into_iter().flat_map(|ifindex| {
             INTERFACE_HOOKS.into_iter().map(move |hook| {
                 let pin = interface_pin(&self.options, hook, ifindex);
                 self.status(hook, &pin, u64::from(ifindex), format!("ifindex {ifindex}"))
             })
         });
-        cgroup.chain(interfaces).collect()
+        cgroup.chain(interfaces).chain(uplinks).collect()
     }
 
     fn status(&self, hook: Hook, pin: &Path, on: u64, target: String) -> HookStatus {
@@ -211,7 +218,7 @@ impl Attached {
             );
             return Ok(());
         }
-        let present = pinned_interfaces(&self.options)?;
+        let present = pinned_interfaces(&self.options, &self.options.interface_pins())?;
         let wanted = self.maps.interfaces()?;
         for ifindex in &wanted {
             let mut held = true;
@@ -234,6 +241,30 @@ impl Attached {
             }
         }
         Ok(())
+    }
+
+    /// Attaches the node's uplinks and lets go of those that are none any more. Links that exist
+    /// get this agent's program. Returns what could not be done, for the operator.
+    ///
+    /// # Errors
+    /// When the pins cannot be read or one that is left over cannot be removed.
+    pub fn link_uplinks(&self, uplinks: &BTreeSet<u32>) -> Result<Vec<String>, DatapathError> {
+        let pins = self.options.uplink_pins();
+        let mut warnings = Vec::new();
+        if !self.has_tcx {
+            return Ok(warnings);
+        }
+        for ifindex in uplinks {
+            let pin = pins.join(ifindex.to_string());
+            let target = sys::Target::Interface(*ifindex);
+            if let Err(error) = self.ensure(UPLINK_HOOK, target, &pin, true) {
+                warnings.push(format!("uplink with ifindex {ifindex}: {error}"));
+            }
+        }
+        for ifindex in pinned_interfaces(&self.options, &pins)?.difference(uplinks) {
+            unlink(&pins.join(ifindex.to_string()))?;
+        }
+        Ok(warnings)
     }
 
     /// A live link at `pin` that runs this agent's program.
@@ -334,12 +365,11 @@ fn interface_pin(options: &Options, hook: Hook, ifindex: u32) -> PathBuf {
 }
 
 /// Interfaces with a pinned link: the kernel's truth, not this agent's memory.
-fn pinned_interfaces(options: &Options) -> Result<BTreeSet<u32>, DatapathError> {
-    let path = options.interface_pins();
+fn pinned_interfaces(options: &Options, path: &Path) -> Result<BTreeSet<u32>, DatapathError> {
     let pins =
-        |source| DatapathError::Pins { path: path.clone(), root: options.bpffs.clone(), source };
+        |source| DatapathError::Pins { path: path.to_owned(), root: options.bpffs.clone(), source };
     let mut found = BTreeSet::new();
-    for entry in fs::read_dir(&path).map_err(pins)? {
+    for entry in fs::read_dir(path).map_err(pins)? {
         let name = entry.map_err(pins)?.file_name();
         found.extend(name.to_str().and_then(|name| name.split('-').next()?.parse::<u32>().ok()));
     }

@@ -36,6 +36,10 @@ pub(super) const INTERFACE_HOOKS: [Hook; 2] = [
     Hook { name: "pod_egress", attach: bpf_attach_type::BPF_TCX_INGRESS },
 ];
 
+/// The hook attached to every uplink of the node.
+pub(super) const UPLINK_HOOK: Hook =
+    Hook { name: "uplink_egress", attach: bpf_attach_type::BPF_TCX_EGRESS };
+
 /// Maps that outlive the agent.
 pub(super) const PINNED: [&str; 18] = [
     "CONFIG",
@@ -93,6 +97,7 @@ impl Loaded {
             make_dir(&options.schema().join(dir), root)?;
         }
         make_dir(&options.interface_pins(), root)?;
+        make_dir(&options.uplink_pins(), root)?;
         verify_pinned(options)?;
 
         let pins: Vec<_> = PINNED.iter().map(|map| (*map, options.map_pin(map))).collect();
@@ -112,6 +117,7 @@ impl Loaded {
         let programs = CGROUP_HOOKS
             .into_iter()
             .chain(INTERFACE_HOOKS)
+            .chain([UPLINK_HOOK])
             .map(|hook| load_program(&mut ebpf, hook))
             .collect::<Result<Vec<_>, _>>()?;
         let logger = if options.kernel_log {
@@ -147,7 +153,7 @@ fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<Program, DatapathError> {
         .program_mut(name)
         .ok_or_else(|| DatapathError::Missing { what: format!("program {name}") })?;
     let failed = |source: ProgramError| load_error(&format!("program {name}"), source);
-    if INTERFACE_HOOKS.iter().any(|other| other.name == name) {
+    if INTERFACE_HOOKS.iter().chain([&UPLINK_HOOK]).any(|other| other.name == name) {
         let classifier: &mut SchedClassifier = program.try_into().map_err(failed)?;
         classifier.load().map_err(failed)?;
     } else if name == "wall" {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::attach::unlink;
-use super::load::{CGROUP_HOOKS, INTERFACE_HOOKS, PINNED};
+use super::load::{CGROUP_HOOKS, INTERFACE_HOOKS, PINNED, UPLINK_HOOK};
 use super::{DatapathError, Options};
 
 /// What was removed.
@@ -43,6 +43,7 @@ pub fn uninstall(options: &Options) -> Result<Removed, DatapathError> {
     let links = root.join("links");
     removed.links += clear(&links, root, &is_hook)?;
     removed.links += clear(&options.interface_pins(), root, &is_interface_link)?;
+    removed.links += clear(&options.uplink_pins(), root, &|name| name.parse::<u32>().is_ok())?;
     for schema in list(root, root)?.into_iter().filter(|path| is_schema(name(path))) {
         let program = |name: &str| is_hook(name.strip_suffix("-new").unwrap_or(name));
         removed.objects += clear(&schema.join("progs"), root, &program)?;
@@ -51,14 +52,15 @@ pub fn uninstall(options: &Options) -> Result<Removed, DatapathError> {
             leave(&directory, root, &mut removed)?;
         }
     }
-    for directory in [options.interface_pins(), links, root.clone()] {
+    for directory in [options.interface_pins(), options.uplink_pins(), links, root.clone()] {
         leave(&directory, root, &mut removed)?;
     }
     Ok(removed)
 }
 
 fn is_hook(name: &str) -> bool {
-    CGROUP_HOOKS.iter().chain(&INTERFACE_HOOKS).any(|hook| hook.name == name)
+    let hooks = CGROUP_HOOKS.iter().chain(&INTERFACE_HOOKS);
+    hooks.chain([&UPLINK_HOOK]).any(|hook| hook.name == name)
 }
 
 fn is_interface_link(name: &str) -> bool {

@@ -109,7 +109,7 @@ fn dump_addresses(namespace: i32) -> Result<Vec<AddressMessage>, IdentityError> 
 
 /// One dump on a socket of its own. Strict checking makes the kernel honour the target namespace
 /// instead of silently answering for this one.
-fn dump<T>(
+pub(super) fn dump<T>(
     request: &'static str,
     message: RouteNetlinkMessage,
     keep: impl Fn(RouteNetlinkMessage) -> Option<T>,
@@ -150,8 +150,8 @@ fn dump<T>(
     }
 }
 
-/// `RTNLGRP_LINK`.
-const LINK_GROUP: u32 = 1;
+/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_ROUTE` and `RTNLGRP_IPV6_ROUTE`: a default route may move.
+const GROUPS: [u32; 3] = [1, 7, 11];
 /// Addresses inside a new namespace come after its link, and no event crosses over.
 const LOOK_AGAIN: [Duration; 4] = [
     Duration::from_millis(5),
@@ -160,7 +160,7 @@ const LOOK_AGAIN: [Duration; 4] = [
     Duration::from_millis(500),
 ];
 
-/// Wakes `wake` whenever an interface of this namespace comes, goes or changes, and again a
+/// Wakes `wake` whenever an interface or a route of this namespace comes, goes or changes, and again a
 /// little later. A lost event (`ENOBUFS`) wakes too: whoever is woken dumps again.
 ///
 /// # Errors
@@ -169,7 +169,9 @@ pub async fn watch(wake: Arc<Notify>, mut shutdown: Shutdown) -> Result<(), Iden
     let failed = |source| IdentityError::Netlink { request: "RTNLGRP_LINK", source };
     let mut socket = TokioSocket::new(NETLINK_ROUTE).map_err(failed)?;
     socket.socket_mut().bind_auto().map_err(failed)?;
-    socket.socket_mut().add_membership(LINK_GROUP).map_err(failed)?;
+    for group in GROUPS {
+        socket.socket_mut().add_membership(group).map_err(failed)?;
+    }
     let mut again = LOOK_AGAIN.len();
     loop {
         wake.notify_one();

@@ -14,6 +14,7 @@ mod identity;
 mod link;
 mod ranges;
 mod select;
+mod uplink;
 
 use egress_common::Mode;
 use egress_common::key::{Addr, NamespaceId, PodId, PolicyId};
@@ -62,6 +63,7 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
         ranges::add(*id, variant, &facts, node, &mut desired);
     }
     exact::add_resolvers_of_unknown_pods(&facts, &mut desired);
+    uplink::add(&mut desired.tables, &mut desired.origins);
 
     desired.tables.config = Config {
         lease: node.lease,
@@ -70,6 +72,8 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
         unknown_pod: node.unknown_pod.number(),
         guard: guard.number(),
         pad: [0; 6],
+        mark_audit: node.mark.audit,
+        mark_enforce: node.mark.enforce,
     };
     desired.problems.sort();
     desired.problems.dedup();

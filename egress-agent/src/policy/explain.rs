@@ -119,7 +119,7 @@ impl fmt::Display for Explanation {
 }
 
 /// The verdict order as `explain` shows it, by line.
-pub const LINES: [&str; 16] = [
+pub const LINES: [&str; 17] = [
     "a pod the agent has not learned reaches loopback and named resolvers only",
     "no policy governs the pod; only the source guard applies",
     "only untagged IPv4, IPv6 and exact ARP leave a pod",
@@ -136,6 +136,7 @@ pub const LINES: [&str; 16] = [
     "everything else is denied",
     "the agent's lease has expired and the policy denies new connections then",
     "its socket is neither the pod's nor its mesh proxy's",
+    "a Service's address must lead to what some policy of the node may reach",
 ];
 
 /// Answers for a pod that the snapshot knows. `now` is the boot clock in nanoseconds.

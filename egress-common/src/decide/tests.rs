@@ -621,3 +621,58 @@ fn line_15_an_allowed_destination_is_the_pods_own_sockets_alone() {
     ruled(&syn("203.0.113.10", 443), &table, 13, Reason::NotGateway);
     ruled(&at(Hook::Wall, syn("10.0.2.2", 8443)), &table, 9, Reason::Gateway);
 }
+
+/// The uplink's tables: the cluster's ranges, a gateway outside them, a node.
+fn uplink() -> Table {
+    let mut table = Table::default();
+    for (net, len, kinds) in [
+        ("10.0.0.0", 104, range::CLUSTER),
+        ("10.0.9.1", 128, range::CLUSTER | range::NODE),
+        ("10.0.9.2", 128, range::CLUSTER | range::NODE),
+        ("10.0.9.9", 128, range::CLUSTER | range::METADATA),
+    ] {
+        table.ranges.push((PolicyId::UPLINK, addr(net), len, Range { kinds, exceptions: 0 }));
+    }
+    for (ip, protocol, port, entry) in [
+        ("192.0.2.1", 6, 8443, Exact::gateway(GATEWAY, true)),
+        ("192.0.2.2", 6, 6443, Exact::plain(Target::Infrastructure)),
+        ("192.0.2.3", 17, 53, Exact::plain(Target::Resolver)),
+        ("10.0.9.1", 6, 10250, Exact::plain(Target::Node)),
+    ] {
+        table.exact.insert(ExactKey::new(PolicyId::UPLINK, addr(ip), protocol, port), entry);
+    }
+    table
+}
+
+#[test]
+fn line_16_the_uplink_judges_where_a_service_really_ends() {
+    let config = crate::state::Config::default();
+    let marked = Subject::uplink(&config, Mode::Enforce);
+    let last = |packet: Packet| at(Hook::UplinkEgress, packet);
+    let table = uplink();
+    for (packet, reason) in [
+        (syn("10.0.1.4", 80), Reason::Cluster),
+        (packet(17, "10.0.1.4", 5353), Reason::Cluster),
+        (syn("192.0.2.1", 8443), Reason::Gateway),
+        (syn("192.0.2.1", 8444), Reason::HiddenExternal),
+        (syn("192.0.2.2", 6443), Reason::Infrastructure),
+        (packet(17, "192.0.2.3", 53), Reason::Resolver),
+        (syn("10.0.9.1", 10250), Reason::Cluster),
+        (syn("10.0.9.1", 22), Reason::Node),
+        (syn("10.0.9.9", 80), Reason::Metadata),
+        (syn("203.0.113.10", 443), Reason::HiddenExternal),
+        (packet(1, "203.0.113.10", 0), Reason::HiddenExternal),
+        (Packet { shape: Shape::Malformed, ..syn("10.0.1.4", 80) }, Reason::Malformed),
+        (Packet { shape: Shape::Fragment, ..packet(17, "10.0.1.4", 0) }, Reason::Cluster),
+        (Packet { shape: Shape::Fragment, ..packet(17, "192.0.2.3", 0) }, Reason::Fragment),
+    ] {
+        judged(&marked, &last(packet), &table, 16, reason);
+    }
+    // What the node wraps goes from node to node; what claims to, from elsewhere, does not.
+    for (protocol, port) in [(17, 8472), (4, 0), (50, 0)] {
+        let wrapped = |src| Packet { src: addr(src), ..last(packet(protocol, "10.0.9.1", port)) };
+        judged(&marked, &wrapped("10.0.9.2"), &table, 16, Reason::Cluster);
+        judged(&marked, &wrapped("10.0.1.2"), &table, 16, Reason::Node);
+    }
+    assert_eq!(decide(&marked, &last(syn("192.0.2.1", 8443)), &table).gateway, GATEWAY);
+}
