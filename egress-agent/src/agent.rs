@@ -167,7 +167,12 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn compile(&self, snapshot: &Snapshot, held: &Tables) -> anyhow::Result<Desired> {
+    fn compile(
+        &self,
+        snapshot: &Snapshot,
+        held: &Tables,
+        verified: BTreeSet<u32>,
+    ) -> anyhow::Result<Desired> {
         let boot_epoch = i128::from(boot_clock()) - jiff::Timestamp::now().as_nanosecond();
         let node = NodeState {
             name: self.node.clone(),
@@ -175,6 +180,7 @@ impl Inputs {
             links: link::links()?,
             bound: held.interfaces.iter().map(|(ifindex, pod)| (*ifindex, pod.id)).collect(),
             kubepods_level: self.kubepods.level,
+            verified,
             unknown_pod: self.unknown_pod,
             mark: self.mark,
             lease: u64::try_from(self.lease.as_nanos()).unwrap_or(u64::MAX),
@@ -204,7 +210,7 @@ impl Enforcer {
         loaded: Loaded,
         snapshot: Arc<Snapshot>,
     ) -> anyhow::Result<(Self, States)> {
-        let desired = inputs.compile(&snapshot, &loaded.actual()?)?;
+        let desired = inputs.compile(&snapshot, &loaded.actual()?, loaded.held())?;
         let path: &Path = &inputs.kubepods.path;
         let (attached, mut applied) = loaded.attach(path, &desired.tables, desired.may_remove)?;
         applied.warnings.extend(attached.link_uplinks(&uplink::uplinks()?)?);
@@ -276,8 +282,9 @@ impl Enforcer {
                 changed = snapshots.changed() => changed?,
                 () = wake.notified() => {}
                 _ = beats.tick() => {
-                    self.beat()?;
-                    continue;
+                    if !self.beat()? {
+                        continue;
+                    }
                 }
             }
             let snapshot = Arc::clone(&snapshots.borrow_and_update());
@@ -285,8 +292,9 @@ impl Enforcer {
         }
     }
 
-    /// The sign of life, with a look at what is attached.
-    fn beat(&mut self) -> anyhow::Result<()> {
+    /// The sign of life, with a look at what is attached. True when the boundary is attached
+    /// elsewhere than what the kernel was told: then the policy is compiled again.
+    fn beat(&mut self) -> anyhow::Result<bool> {
         self.attached.beat()?;
         let hooks = self.attached.hooks();
         for hook in hooks.iter().filter(|hook| !hook.attached) {
@@ -304,13 +312,21 @@ impl Enforcer {
             state.beat = boot_clock();
             state.hooks = Arc::new(hooks);
         });
-        Ok(())
+        let verified = self.attached.verified();
+        Ok(self
+            .publish
+            .borrow()
+            .tables
+            .interfaces
+            .iter()
+            .any(|(ifindex, pod)| verified.contains(ifindex) != (pod.guarded != 0)))
     }
 
     /// Compiles and applies. What does not fit leaves everything as it was.
     fn apply(&mut self, snapshot: Arc<Snapshot>) -> anyhow::Result<()> {
         let held = Arc::clone(&self.publish.borrow().tables);
-        let desired = match self.inputs.compile(&snapshot, &held) {
+        let verified = self.attached.verified();
+        let desired = match self.inputs.compile(&snapshot, &held, verified) {
             Ok(desired) => desired,
             // The node could not be read this time: the old policy stays, the next event asks
             // again.

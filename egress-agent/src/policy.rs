@@ -5,7 +5,7 @@
 //! Nothing here does I/O, reads a clock or knows where an object came from beyond its [`Origin`];
 //! values are immutable and ordered, so that the same input always gives the same tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -157,6 +157,8 @@ pub struct NodeState {
     /// The pod each interface was last known to belong to (the kernel's own table): a pod may
     /// change the addresses it carries, and stays behind its interface all the same.
     pub bound: BTreeMap<u32, PodId>,
+    /// Interfaces on which the boundary was seen to be attached, as the kernel says.
+    pub verified: BTreeSet<u32>,
     /// Absolute level of `kubepods`.
     pub kubepods_level: u32,
     /// What pods nobody knows get.
@@ -185,6 +187,8 @@ pub struct Mark {
 pub struct Link {
     /// Index in the node's namespace.
     pub ifindex: u32,
+    /// Index of the pod's side, in the pod's namespace.
+    pub peer: u32,
     /// Name, for people only.
     pub name: String,
     /// Addresses of the pod's side.

@@ -36,6 +36,8 @@ fn pod(id: u64, policy: u32) -> Pod {
         v4: Addr::v4([192, 0, 2, 9]),
         v6: Addr::UNSPECIFIED,
         namespace: egress_common::key::NamespaceId(1),
+        guarded: 0,
+        pad: 0,
     }
 }
 

@@ -29,6 +29,8 @@ pub mod protocol {
 pub mod tcp {
     /// Synchronize.
     pub const SYN: u8 = 0x02;
+    /// Reset.
+    pub const RST: u8 = 0x04;
     /// Acknowledge.
     pub const ACK: u8 = 0x10;
 }
@@ -212,6 +214,18 @@ impl Packet {
             protocol::UDP => true,
             _ => false,
         }
+    }
+
+    /// Whether its sender can be told that it was dropped: whole TCP but for resets, and UDP, to
+    /// one host.
+    #[inline(always)]
+    pub const fn is_answerable(&self) -> bool {
+        let told = match self.protocol {
+            protocol::TCP => self.tcp_flags & tcp::RST == 0,
+            protocol::UDP => true,
+            _ => false,
+        };
+        told && matches!(self.shape, Shape::Ip) && !self.dst.is_multicast_or_broadcast()
     }
 
     /// Whether it can be an answer on a flow from outside: never anything that opens one.

@@ -19,6 +19,16 @@ closed_enum! {
 }
 
 closed_enum! {
+    /// What a pod is told of a denied packet.
+    pub enum DenyResponse {
+        /// Nothing: it waits until it gives up.
+        Drop = 0 "drop",
+        /// A TCP reset, or "administratively prohibited" for UDP: it fails at once.
+        Reset = 1 "reset",
+    }
+}
+
+closed_enum! {
     /// What the kernel does when the agent's heartbeat is older than the lease.
     pub enum OnAgentLoss {
         /// Keep deciding by the last policy.
@@ -55,6 +65,11 @@ pub struct Pod {
     pub v6: Addr,
     /// Its namespace, by the hash of the name: what a namespace's rate is counted under.
     pub namespace: NamespaceId,
+    /// Index, inside the pod, of the interface behind whose other end the boundary was seen to be
+    /// attached; zero for none. What leaves by it the wall may leave to the boundary.
+    pub guarded: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 impl Pod {
@@ -77,8 +92,10 @@ pub struct Policy {
     pub mode: u8,
     /// Number of an [`OnAgentLoss`].
     pub on_agent_loss: u8,
+    /// Number of a [`DenyResponse`].
+    pub deny_response: u8,
     /// Zero.
-    pub pad: [u8; 6],
+    pub pad: [u8; 5],
     /// Connections of one pod toward gateways.
     pub pod_rate: Rate,
     /// Connections of all pods of one namespace on this node toward gateways.
@@ -91,7 +108,8 @@ impl Policy {
         Self {
             mode: mode.number(),
             on_agent_loss: on_agent_loss.number(),
-            pad: [0; 6],
+            deny_response: DenyResponse::Drop.number(),
+            pad: [0; 5],
             pod_rate: Rate::NONE,
             namespace_rate: Rate::NONE,
         }
@@ -403,7 +421,7 @@ pub struct Seen {
 }
 
 const _: () = {
-    assert!(size_of::<Pod>() == 64);
+    assert!(size_of::<Pod>() == 72);
     assert!(size_of::<Policy>() == 40);
     assert!(size_of::<Rate>() == 16);
     assert!(size_of::<BucketKey>() == 16);

@@ -1,8 +1,9 @@
 //! Who a decision is about: pod, policy, configuration and heartbeat, read into one value.
 
 use crate::key::{Addr, NamespaceId, PodId, PolicyId};
+use crate::packet::Packet;
 use crate::reason::{Mode, Reason, Verdict};
-use crate::state::{Capture, Config, OnAgentLoss, Pod, Policy};
+use crate::state::{Capture, Config, DenyResponse, OnAgentLoss, Pod, Policy};
 
 /// Who a decision is about, read from pod, policy, configuration and heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +32,13 @@ pub struct Subject {
     pub v6: Addr,
     /// Its namespace.
     pub namespace: NamespaceId,
+    /// The pod is told when its packets are dropped.
+    pub answers: bool,
+    /// The packet in hand leaves by the interface behind which the boundary was seen to be
+    /// ([`Pod::guarded`]); the wall finds out.
+    pub guarded: bool,
     /// Zero.
-    pub pad: [u8; 4],
+    pub pad: [u8; 2],
 }
 
 impl Subject {
@@ -68,7 +74,10 @@ impl Subject {
             v4: pod.v4,
             v6: pod.v6,
             namespace: pod.namespace,
-            pad: [0; 4],
+            answers: policy
+                .is_some_and(|policy| policy.deny_response == DenyResponse::Reset.number()),
+            guarded: false,
+            pad: [0; 2],
         }
     }
 
@@ -89,7 +98,9 @@ impl Subject {
             v4: Addr::UNSPECIFIED,
             v6: Addr::UNSPECIFIED,
             namespace: NamespaceId::UNKNOWN,
-            pad: [0; 4],
+            answers: false,
+            guarded: false,
+            pad: [0; 2],
         }
     }
 
@@ -105,6 +116,13 @@ impl Subject {
         }
     }
 
+    /// Whether the wall leaves a drop to the boundary: only that can answer the pod. What leaves by
+    /// any other way, and what the boundary would not answer, the wall drops itself.
+    #[inline(always)]
+    pub const fn defers(&self, packet: &Packet) -> bool {
+        self.answers && self.guarded && packet.is_answerable()
+    }
+
     /// What a reason becomes for this subject: the source guard has a mode of its own.
     #[inline(always)]
     pub const fn verdict(&self, reason: Reason) -> Verdict {
@@ -116,6 +134,7 @@ impl Subject {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::{Hook, Shape, protocol, tcp};
 
     const POD: Pod = Pod {
         id: PodId(1),
@@ -128,6 +147,8 @@ mod tests {
         v4: Addr::UNSPECIFIED,
         v6: Addr::UNSPECIFIED,
         namespace: NamespaceId(3),
+        guarded: 0,
+        pad: 0,
     };
 
     fn subject(mode: Mode, on_loss: OnAgentLoss, guard: Mode, silence: u64) -> Subject {
@@ -165,5 +186,36 @@ mod tests {
         assert_eq!(guarded.verdict(Reason::NotGateway), Verdict::Audit);
         let enforced = subject(Mode::Enforce, OnAgentLoss::Hold, Mode::Off, 0);
         assert_eq!(enforced.verdict(Reason::SpoofedSource), Verdict::Drop);
+    }
+
+    #[test]
+    fn the_wall_leaves_only_to_a_boundary_that_is_there_what_that_can_answer() {
+        let answering = Policy {
+            deny_response: DenyResponse::Reset.number(),
+            ..Policy::new(Mode::Enforce, OnAgentLoss::Hold)
+        };
+        let syn = Packet {
+            protocol: protocol::TCP,
+            tcp_flags: tcp::SYN,
+            shape: Shape::Ip,
+            dst: Addr::v4([203, 0, 113, 10]),
+            ..Packet::unparsed(Hook::Wall)
+        };
+        let of = |policy: &Policy, guarded| Subject {
+            guarded,
+            ..Subject::of(&POD, Some(policy), &Config::default(), 0)
+        };
+        assert!(of(&answering, true).defers(&syn));
+        assert!(!of(&answering, false).defers(&syn));
+        let silent = Policy::new(Mode::Enforce, OnAgentLoss::Hold);
+        assert!(!of(&silent, true).defers(&syn));
+        for unanswered in [
+            Packet { tcp_flags: tcp::RST, ..syn },
+            Packet { protocol: protocol::ICMP, ..syn },
+            Packet { shape: Shape::Fragment, ..syn },
+            Packet { dst: Addr::v4([224, 0, 0, 1]), ..syn },
+        ] {
+            assert!(!of(&answering, true).defers(&unanswered), "{unanswered:?}");
+        }
     }
 }

@@ -76,7 +76,9 @@ fn subject() -> impl Strategy<Value = Subject> {
             v4,
             v6,
             namespace: NamespaceId(1),
-            pad: [0; 4],
+            answers: false,
+            guarded: false,
+            pad: [0; 2],
         },
     )
 }

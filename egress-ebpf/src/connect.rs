@@ -135,6 +135,8 @@ mod tests {
             v4: Addr::UNSPECIFIED,
             v6: Addr::UNSPECIFIED,
             namespace: NamespaceId(1),
+            guarded: 0,
+            pad: 0,
         }
     }
 

@@ -79,7 +79,7 @@ unsafe trait Words {}
 // the assertion below says.
 unsafe impl Words for Packet {}
 // SAFETY: twelve bytes of number and policy, six of modes and flags, a MAC, two addresses, the
-// namespace with its padding written out: likewise.
+// namespace with what fills its word pair: likewise.
 unsafe impl Words for Subject {}
 
 const _: () = {

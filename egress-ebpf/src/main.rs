@@ -12,6 +12,7 @@
     expect(dead_code, reason = "entries exist for the kernel; the host tests what they call")
 )]
 
+mod answer;
 mod connect;
 mod emit;
 mod flow;
@@ -26,11 +27,14 @@ use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, TcContext};
 use egress_common::Verdict;
 use egress_common::packet::Hook;
+use packet::Answered;
 
 /// `TCX_NEXT`: let the CNI's own programs run. `TCX_PASS` (0) would hide them.
 const TCX_NEXT: i32 = -1;
 /// `TCX_DROP`.
 const TCX_DROP: i32 = 2;
+/// `TCX_REDIRECT`: what was dropped goes back as its answer.
+const TCX_REDIRECT: i32 = 7;
 /// Verdicts of cgroup hooks.
 const CGROUP_ALLOW: i32 = 1;
 const CGROUP_DENY: i32 = 0;
@@ -39,8 +43,9 @@ const CGROUP_DENY: i32 = 0;
 #[classifier]
 pub(crate) fn pod_egress(ctx: TcContext) -> i32 {
     match packet::pod_egress(&ctx) {
-        Verdict::Allow | Verdict::Audit => TCX_NEXT,
-        Verdict::Drop => TCX_DROP,
+        (Verdict::Allow | Verdict::Audit, _) => TCX_NEXT,
+        (Verdict::Drop, Answered::No) => TCX_DROP,
+        (Verdict::Drop, Answered::Yes) => TCX_REDIRECT,
     }
 }
 

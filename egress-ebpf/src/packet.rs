@@ -10,6 +10,7 @@ use egress_common::packet::{Hook, Packet, Shape, protocol};
 use egress_common::state::{Counter, Direction, Pod, Target};
 use egress_common::{Lookup, Mode, Reason, Subject, Verdict, decide};
 
+use crate::answer;
 use crate::emit::{Told, count, received, tell};
 use crate::forget::{forget_packet, forget_ruling, forget_subject};
 use crate::maps::{self, Stage, Tables};
@@ -18,9 +19,18 @@ use crate::wire::{self, Bytes};
 /// In every network namespace the loopback device is the first.
 const LOOPBACK_IFINDEX: u32 = 1;
 
+/// Whether the pod was told of its drop.
+#[derive(Clone, Copy)]
+pub(crate) enum Answered {
+    /// The frame is gone.
+    No,
+    /// The frame has become the answer.
+    Yes,
+}
+
 /// Judges what a pod sends, at the host side of its veth.
 #[inline(always)]
-pub(crate) fn pod_egress(ctx: &TcContext) -> Verdict {
+pub(crate) fn pod_egress(ctx: &TcContext) -> (Verdict, Answered) {
     let skb = maps::skb(ctx);
     let config = maps::config();
     let now = maps::now();
@@ -29,7 +39,7 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> Verdict {
     let mut who = maps::subject(maps::by_interface(ifindex), &config, now);
     forget_subject(&mut who, now);
     let Some(packet) = maps::scratch(Hook::PodEgress) else {
-        return who.verdict(Reason::Malformed);
+        return (who.verdict(Reason::Malformed), Answered::No);
     };
     read_frame(skb, packet);
     packet.hook = Hook::PodEgress;
@@ -49,7 +59,15 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> Verdict {
     log(ctx, packet, verdict);
     let socket_uid = ctx.skb.get_socket_uid();
     tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
-    verdict
+    // Not what is wrong with the packet itself: who forges is told nothing.
+    let answerable = ruling.line >= 7 && who.answers && packet.is_answerable();
+    if matches!(verdict, Verdict::Drop) && answerable {
+        return match answer::send(skb, packet, ifindex) {
+            Some(()) => (verdict, Answered::Yes),
+            None => (verdict, Answered::No),
+        };
+    }
+    (verdict, Answered::No)
 }
 
 /// Judges a marked packet by the address it has after translation. Unmarked ones are answers, the
@@ -134,6 +152,7 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
         ((*skb).ifindex, (*skb).len, u16::from_be((*skb).protocol as u16), pod)
     };
     let mut who = maps::subject(pod, &config, now);
+    who.guarded = pod.is_some_and(|pod| pod.guarded != 0 && pod.guarded == ifindex);
     forget_subject(&mut who, now);
     let mut packet = Packet::unparsed(Hook::Wall);
     packet.on_loopback = ifindex == LOOPBACK_IFINDEX;
@@ -142,6 +161,10 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
     let stage = if who.flags & Pod::BOUNDARY == 0 { Stage::Last } else { Stage::Early };
     let ruling = forget_ruling(decide(&who, &packet, &Tables { now, config: &config, stage }), now);
     let verdict = who.verdict(ruling.reason);
+    // The boundary drops it too, counts it, tells of it, and can answer.
+    if matches!(verdict, Verdict::Drop) && ruling.line >= 7 && who.defers(&packet) {
+        return Verdict::Allow;
+    }
     let socket_uid = ctx.skb.get_socket_uid();
     tell(
         &config,

@@ -71,6 +71,25 @@ impl Scenario {
         manifests::replace(&path, &text.replace(from, to))
     }
 
+    /// Changes the policy once what the start brought is applied, and waits until the change is.
+    ///
+    /// # Errors
+    /// As [`edit`](Self::edit), or when it is not applied within five seconds.
+    pub fn change_policy(&self, from: &str, to: &str) -> Result<()> {
+        let generation = |status: &serde_json::Value| status["generation"].as_u64();
+        let mut before = None;
+        let mut same = 0;
+        while same < 3 {
+            std::thread::sleep(Duration::from_millis(500));
+            let now = generation(&agent::status(&self.lab)?);
+            same = if now == before { same + 1 } else { 0 };
+            before = now;
+        }
+        self.edit("policy.yaml", from, to)?;
+        self.until("the changed policy is in force", |status| generation(status) > before)?;
+        Ok(())
+    }
+
     /// Polls `status` until `done`.
     ///
     /// # Errors

@@ -15,10 +15,7 @@ const MAY: f64 = BURST + RATE * MILLISECONDS as f64 / 1000.0;
 
 fn limited(limit: &str) -> Result<Scenario> {
     let scenario = Scenario::new("enforce")?;
-    scenario.edit("policy.yaml", "  mode:", &format!("  rateLimit: {limit}\n  mode:"))?;
-    scenario.until("the policy with its rate is in force", |status| {
-        status["generation"].as_u64().is_some_and(|generation| generation >= 2)
-    })?;
+    scenario.change_policy("  mode:", &format!("  rateLimit: {limit}\n  mode:"))?;
     Ok(scenario)
 }
 

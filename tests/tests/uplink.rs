@@ -61,10 +61,7 @@ fn translated(mode: &str) -> Result<Scenario> {
     manifests::replace(&lab.file("registry/node-b.yaml"), other_node)?;
     // The hairpin needs a node port that the policy lists, as an operator in a hurry would.
     let nodes = NODE.both().map(|ip| format!("{{ip: \"{ip}\", port: {NODE_PORT}}}")).join(", ");
-    scenario.edit("policy.yaml", "  mode:", &format!("  nodes: [{nodes}]\n  mode:"))?;
-    scenario.until("the policy with its node ports is in force", |status| {
-        status["generation"].as_u64().is_some_and(|generation| generation >= 2)
-    })?;
+    scenario.change_policy("  mode:", &format!("  nodes: [{nodes}]\n  mode:"))?;
     Ok(scenario)
 }
 

@@ -62,6 +62,21 @@ pub struct Attached {
 }
 
 impl Loaded {
+    /// Interfaces that an earlier agent left with a live boundary, of whichever version.
+    pub fn held(&self) -> BTreeSet<u32> {
+        let Some(boundary) = INTERFACE_HOOKS.into_iter().find(|hook| hook.name == "pod_egress")
+        else {
+            return BTreeSet::new();
+        };
+        let pinned = pinned_interfaces(&self.options, &self.options.interface_pins());
+        let lives = |ifindex: &u32| {
+            let pin = interface_pin(&self.options, boundary, *ifindex);
+            let info = sys::open_pin(&pin).and_then(|fd| sys::link_info(fd.as_fd(), boundary.name));
+            info.is_ok_and(|info| info.target == u64::from(*ifindex))
+        };
+        pinned.unwrap_or_default().into_iter().filter(lives).collect()
+    }
+
     /// Fills the maps, then adopts or creates every link.
     ///
     /// # Errors
@@ -175,6 +190,20 @@ impl Attached {
             })
         });
         cgroup.chain(interfaces).chain(uplinks).collect()
+    }
+
+    /// Interfaces on which the boundary is attached and runs the program this agent loaded.
+    pub fn verified(&self) -> BTreeSet<u32> {
+        let interfaces =
+            pinned_interfaces(&self.options, &self.options.interface_pins()).unwrap_or_default();
+        let boundary = INTERFACE_HOOKS.into_iter().find(|hook| hook.name == "pod_egress");
+        let holds = |ifindex: &u32| {
+            boundary.is_some_and(|hook| {
+                let pin = interface_pin(&self.options, hook, *ifindex);
+                self.status(hook, &pin, u64::from(*ifindex), String::new()).attached
+            })
+        };
+        interfaces.into_iter().filter(holds).collect()
     }
 
     fn status(&self, hook: Hook, pin: &Path, on: u64, target: String) -> HookStatus {

@@ -85,7 +85,7 @@ impl End {
         }
         ips.sort_unstable();
         ips.dedup();
-        Some(Link { ifindex: self.ifindex, name: self.name, ips, mac })
+        Some(Link { ifindex: self.ifindex, peer: self.peer, name: self.name, ips, mac })
     }
 }
 

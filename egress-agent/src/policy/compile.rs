@@ -55,6 +55,7 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
         let entry = KernelPolicy {
             pod_rate: rate(policy.pod_rate),
             namespace_rate: rate(policy.namespace_rate),
+            deny_response: policy.deny_response.number(),
             ..KernelPolicy::new(policy.mode, policy.on_agent_loss)
         };
         desired.tables.policies.insert(*id, entry);
@@ -119,12 +120,16 @@ fn pods<'a>(
         // Under ambient the pod's sockets are the mesh proxy's, which must be known as well.
         let told = cgroup.is_some() && (pod.capture != Capture::Ambient || proxied);
         let flags = mesh | if told { KernelPod::OWNER } else { 0 };
+        let guarded = |link: &Link| node.verified.contains(&link.ifindex).then_some(link.peer);
         if let Some(cgroup) = cgroup {
-            let entry = kernel_pod(pod, number, flags, links.first().copied());
+            let first = links.first().copied();
+            let guarded = first.and_then(guarded).unwrap_or(0);
+            let entry = KernelPod { guarded, ..kernel_pod(pod, number, flags, first) };
             desired.tables.pods.insert(cgroup, KernelPod { mac: [0; 6], ..entry });
         }
         for link in links {
-            let entry = kernel_pod(pod, number, flags, Some(link));
+            let guarded = guarded(link).unwrap_or(0);
+            let entry = KernelPod { guarded, ..kernel_pod(pod, number, flags, Some(link)) };
             desired.tables.interfaces.insert(link.ifindex, entry);
         }
         let ifindex = links.first().map(|link| link.ifindex);
@@ -172,6 +177,8 @@ fn kernel_pod(pod: &Pod, policy: PolicyId, flags: u8, link: Option<&Link>) -> Ke
         v4: first(true).unwrap_or(Addr::UNSPECIFIED),
         v6: first(false).unwrap_or(Addr::UNSPECIFIED),
         namespace: NamespaceId::of(&pod.name.namespace),
+        guarded: 0,
+        pad: 0,
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use egress_common::Mode;
 use egress_common::key::{GatewayId, PolicyId};
-use egress_common::state::{Capture, OnAgentLoss};
+use egress_common::state::{Capture, DenyResponse, OnAgentLoss};
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -188,6 +188,8 @@ pub struct EgressPolicy {
     pub pod_rate: Option<ConnectionRate>,
     /// Connections all pods of a namespace on one node may open toward gateways.
     pub namespace_rate: Option<ConnectionRate>,
+    /// What its pods are told of dropped packets.
+    pub deny_response: DenyResponse,
     /// What the kernel does when the agent's lease expires.
     pub on_agent_loss: OnAgentLoss,
     /// Where it came from.

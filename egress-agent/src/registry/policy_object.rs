@@ -6,15 +6,15 @@
 use std::net::IpAddr;
 
 use egress_common::Mode;
-use egress_common::state::OnAgentLoss;
+use egress_common::state::{DenyResponse, OnAgentLoss};
 use ipnet::IpNet;
 use serde_json::Value;
 
 use super::field::{AutoOr, FieldErrors, address, typed};
 use super::object::{Metadata, OWN_GROUP};
 use super::policy_spec::{
-    AddressSpec, DestinationSpec, ExceptionSpec, GatewaySpec, InfrastructureSpec, ModeText,
-    OnAgentLossText, PolicySpec, RateLimitSpec, RateSpec, SelectorSpec, Whole,
+    AddressSpec, DenyResponseText, DestinationSpec, ExceptionSpec, GatewaySpec, InfrastructureSpec,
+    ModeText, OnAgentLossText, PolicySpec, RateLimitSpec, RateSpec, SelectorSpec, Whole,
 };
 use super::range::{self, Use};
 use crate::policy::{
@@ -25,7 +25,7 @@ use crate::policy::{
 /// The version of our objects that is read.
 const VERSION: &str = "v1alpha1";
 /// Fields of the design that this version does not know how to enforce.
-const LATER: [&str; 3] = ["redirect", "denyResponse", "hostNetwork"];
+const LATER: [&str; 2] = ["redirect", "hostNetwork"];
 
 /// Types the object and checks what is common to both kinds.
 fn whole<S: serde::de::DeserializeOwned>(
@@ -128,6 +128,10 @@ pub(super) fn policy(
         inbound_ranges,
         pod_rate,
         namespace_rate,
+        deny_response: match spec.deny_response {
+            DenyResponseText::Reset => DenyResponse::Reset,
+            DenyResponseText::Drop => DenyResponse::Drop,
+        },
         on_agent_loss: match spec.on_agent_loss {
             OnAgentLossText::Hold => OnAgentLoss::Hold,
             OnAgentLossText::DenyNew => OnAgentLoss::DenyNew,

@@ -33,6 +33,7 @@ pub(super) struct PolicySpec {
     pub(super) nodes: Vec<AddressSpec>,
     pub(super) inbound_ranges: Vec<String>,
     pub(super) rate_limit: Option<RateLimitSpec>,
+    pub(super) deny_response: DenyResponseText,
     pub(super) on_agent_loss: OnAgentLossText,
 }
 
@@ -73,6 +74,13 @@ pub(super) enum ModeText {
     Off,
     Audit,
     Enforce,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(super) enum DenyResponseText {
+    #[default]
+    Reset,
+    Drop,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]

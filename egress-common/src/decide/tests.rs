@@ -114,7 +114,9 @@ fn pod() -> Subject {
         v4: addr("10.0.1.2"),
         v6: addr("fd00::2"),
         namespace: crate::key::NamespaceId(3),
-        pad: [0; 4],
+        answers: false,
+        guarded: false,
+        pad: [0; 2],
     }
 }
 

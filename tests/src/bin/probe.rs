@@ -44,6 +44,9 @@ enum What {
         address: SocketAddr,
         #[arg(long)]
         wait: bool,
+        /// Connect the socket first: only then is it told of errors.
+        #[arg(long)]
+        connected: bool,
     },
     /// Send an echo request and wait for the reply.
     Ping { address: IpAddr },
@@ -98,7 +101,7 @@ fn main() -> std::io::Result<()> {
         What::Connects { address, milliseconds } => {
             (Ok(String::new()), connects(address, start + Duration::from_millis(milliseconds)))
         }
-        What::Udp { address, wait } => (udp(address, wait), 1),
+        What::Udp { address, wait, connected } => (udp(address, wait, connected), 1),
         What::Ping { address } => (ping(address), 1),
         What::Raw { address, source } => (raw(address).and_then(|raw| raw.send(source)), 1),
         What::Packet { address, source, interface, from, to } => {
@@ -159,10 +162,15 @@ fn connects(address: SocketAddr, until: Instant) -> u64 {
     opened
 }
 
-fn udp(address: SocketAddr, wait: bool) -> std::io::Result<String> {
+fn udp(address: SocketAddr, wait: bool, connected: bool) -> std::io::Result<String> {
     let any: IpAddr = if address.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
     let socket = UdpSocket::bind((any, 0))?;
-    socket.send_to(b"probe", address)?;
+    if connected {
+        socket.connect(address)?;
+        socket.send(b"probe")?;
+    } else {
+        socket.send_to(b"probe", address)?;
+    }
     if !wait {
         return Ok("sent".to_owned());
     }

@@ -23,6 +23,8 @@ fn pod(policy: u32) -> Pod {
         v4: Addr::UNSPECIFIED,
         v6: Addr::UNSPECIFIED,
         namespace: egress_common::key::NamespaceId(1),
+        guarded: 0,
+        pad: 0,
     }
 }
 

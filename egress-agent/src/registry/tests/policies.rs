@@ -194,7 +194,7 @@ fn a_policy_is_refused_whole_with_the_field_named() {
         (
             spec,
             "  mode: audit\n  denyResponse: reset\n",
-            "spec.denyResponse: not supported by this version",
+            "spec.denyResponse: unknown variant `reset`, expected `Reset` or `Drop`",
         ),
         (
             spec,

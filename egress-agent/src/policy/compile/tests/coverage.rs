@@ -21,6 +21,8 @@ fn a_governed_pod_is_in_both_tables() {
         v4: Addr::from(ip("10.1.0.2")),
         v6: Addr::from(ip("fd00:10::1:2")),
         namespace: NamespaceId::of("shop"),
+        guarded: 0,
+        pad: 0,
     };
     assert_eq!(desired.tables.interfaces.get(&7), Some(&expected));
     assert_eq!(desired.tables.pods.get(&100), Some(&KernelPod { mac: [0; 6], ..expected }));
@@ -206,4 +208,23 @@ fn a_rate_becomes_what_one_connection_costs() {
     assert_eq!(entry.namespace_rate, Rate::NONE);
     // A full bucket is ahead of the clock by the burst less one.
     assert!(entry.pod_rate.allows(490_000_005, 5) && !entry.pod_rate.allows(490_000_006, 5));
+}
+
+#[test]
+fn the_wall_leaves_to_a_boundary_only_what_passes_it() {
+    let mut world = World::new();
+    let guarded = |world: &World| {
+        let tables = world.compile().tables;
+        (tables.pods[&100].guarded, tables.interfaces[&7].guarded)
+    };
+    assert_eq!(guarded(&world), (0, 0));
+    world.node.verified.insert(7);
+    let peer = world.node.links.iter().find(|link| link.ifindex == 7).unwrap().peer;
+    assert_eq!(guarded(&world), (peer, peer));
+    // A second interface has a boundary of its own, or none yet.
+    world.link(8, &[ip("10.1.0.2")]);
+    world.node.bound.extend([7, 8].map(|ifindex| (ifindex, PodId::of("shop/web"))));
+    world.node.verified = [8].into();
+    let tables = world.compile().tables;
+    assert_eq!((tables.interfaces[&7].guarded, tables.interfaces[&8].guarded != 0), (0, true));
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use egress_common::Subject;
 use egress_common::key::{Addr, AddressKey, PolicyId};
 use egress_common::packet::{Hook, Packet, protocol, tcp};
-use egress_common::state::{Capture, OnAgentLoss};
+use egress_common::state::{Capture, DenyResponse, OnAgentLoss};
 use egress_common::{Mode, Reason, decide};
 use ipnet::IpNet;
 
@@ -128,6 +128,7 @@ pub(in crate::policy) fn policy(name: &str, namespaces: &[&str]) -> EgressPolicy
         inbound_ranges: Vec::new(),
         pod_rate: None,
         namespace_rate: None,
+        deny_response: DenyResponse::Reset,
         on_agent_loss: OnAgentLoss::Hold,
         origin: origin("EgressPolicy", name),
     }
@@ -234,7 +235,13 @@ impl World {
 
     pub(in crate::policy) fn link(&mut self, ifindex: u32, ips: &[IpAddr]) {
         let name = format!("veth{ifindex}");
-        self.node.links.push(Link { ifindex, name, ips: ips.to_vec(), mac: MAC });
+        self.node.links.push(Link {
+            ifindex,
+            peer: ifindex + 100,
+            name,
+            ips: ips.to_vec(),
+            mac: MAC,
+        });
     }
 
     /// A gateway's pod, on another node.
