@@ -356,4 +356,5 @@ fn error<B: Bytes>(
 }
 
 #[cfg(test)]
+#[path = "wire/tests.rs"]
 mod tests;
