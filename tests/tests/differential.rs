@@ -143,7 +143,7 @@ impl Random {
     }
 
     fn one_in(&mut self, chance: u64) -> bool {
-        self.next() % chance == 0
+        self.next().is_multiple_of(chance)
     }
 
     fn of<T: Copy>(&mut self, choices: &[T]) -> T {
