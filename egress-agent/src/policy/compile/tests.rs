@@ -8,4 +8,5 @@ mod gateways;
 mod links;
 mod properties;
 mod ranges;
+mod refusals;
 mod selection;
