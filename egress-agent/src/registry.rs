@@ -25,6 +25,7 @@ mod cluster;
 mod dir;
 mod field;
 mod gateway;
+mod gateway_api;
 mod istio;
 mod manifest;
 mod object;
