@@ -17,6 +17,7 @@ use serde::Serialize;
 pub mod compile;
 pub mod desired;
 pub mod explain;
+pub mod mesh;
 pub mod snapshot;
 pub mod tables;
 

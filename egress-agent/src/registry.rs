@@ -26,6 +26,7 @@ pub mod crd;
 mod dir;
 mod field;
 mod gateway;
+mod gateway_api;
 mod istio;
 mod manifest;
 mod object;

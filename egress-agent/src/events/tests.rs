@@ -65,6 +65,8 @@ fn state(capture: Capture) -> AgentState {
         hosts: vec!["api.stripe.com".to_owned()],
         addresses: vec!["203.0.113.0/24".parse().unwrap()],
         ports: vec![443],
+        location: Default::default(),
+        resolution: Default::default(),
         export_to: vec!["*".to_owned()],
         routed_by: Vec::new(),
         origin: origin("ServiceEntry", "shop/stripe"),

@@ -9,6 +9,7 @@ use egress_common::state::{Capture, DenyResponse, OnAgentLoss};
 use ipnet::IpNet;
 use serde::Serialize;
 
+use super::mesh::{Location, Mesh, Resolution};
 use super::{ObjectName, Origin, Problem};
 
 /// Everything the registry knows at one moment.
@@ -37,6 +38,8 @@ pub struct Snapshot {
     pub exceptions: BTreeMap<String, EgressException>,
     /// Destinations the mesh declares.
     pub declarations: Vec<Declaration>,
+    /// What else the mesh's objects say.
+    pub mesh: Mesh,
     /// What could not be read or was refused.
     pub problems: Vec<Problem>,
 }
@@ -301,7 +304,12 @@ pub struct Declaration {
     pub addresses: Vec<IpNet>,
     /// Ports.
     pub ports: Vec<u16>,
-    /// Namespaces it is exported to; `*` for all, `.` for its own.
+    /// `location`.
+    pub location: Location,
+    /// `resolution`.
+    pub resolution: Resolution,
+    /// Namespaces it is exported to: `*` for all, `.` for its own, `~` for none; empty for the
+    /// mesh's default.
     pub export_to: Vec<String>,
     /// VirtualServices that route one of its hosts through a gateway.
     pub routed_by: Vec<ObjectName>,

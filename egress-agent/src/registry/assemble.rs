@@ -74,7 +74,6 @@ pub(super) fn assemble<'a>(
 /// Sorts valid objects into their places.
 fn fill(good: &Kept, problems: &mut Vec<Problem>) -> Snapshot {
     let mut snapshot = Snapshot::default();
-    let mut gateways = Vec::new();
     let mut virtual_services = BTreeMap::new();
     let mut pods = Vec::new();
     for (key, item) in good {
@@ -93,7 +92,20 @@ fn fill(good: &Kept, problems: &mut Vec<Problem>) -> Snapshot {
             }
             Item::ServiceRanges(ranges) => snapshot.service_ranges.extend(ranges),
             Item::Declaration(declaration) => snapshot.declarations.push(declaration.clone()),
-            Item::Gateway(gateway) => gateways.push(gateway.clone()),
+            Item::Gateway(gateway) => {
+                snapshot.mesh.gateways.insert(name, gateway.clone());
+            }
+            Item::DestinationRule(rule) => snapshot.mesh.destination_rules.push(rule.clone()),
+            Item::Sidecar(sidecar) => snapshot.mesh.sidecars.push(sidecar.clone()),
+            Item::Authorization(policy) => snapshot.mesh.authorizations.push(policy.clone()),
+            Item::ApiGateway(gateway) => {
+                snapshot.mesh.api_gateways.insert(name, gateway.clone());
+            }
+            Item::MeshConfig(config) => {
+                let named = istio::revision(&name.name).zip(config.clone());
+                let named = named.map(|(revision, config)| (revision.to_owned(), config));
+                snapshot.mesh.configs.extend(named);
+            }
             Item::VirtualService(service) => {
                 virtual_services.insert(name, service.clone());
             }
@@ -115,7 +127,7 @@ fn fill(good: &Kept, problems: &mut Vec<Problem>) -> Snapshot {
             .entry(namespace.clone())
             .or_insert_with(|| BTreeMap::from([(NAMESPACE_NAME.to_owned(), namespace.clone())]));
     }
-    istio::route(&mut snapshot, &gateways, &virtual_services);
+    istio::route(&mut snapshot, &virtual_services);
     snapshot
 }
 

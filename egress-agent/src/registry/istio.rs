@@ -8,11 +8,20 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::field::{FieldErrors, ranges, typed};
-use super::object::{Nothing, Object};
-use crate::policy::{Declaration, GatewayTarget, ObjectName, Origin, Service, Snapshot};
+use super::object::{Nothing, Object, text_enum};
+use crate::policy::mesh::{Location, MeshGateway, MeshServer, Resolution};
+use crate::policy::{Declaration, ObjectName, Origin};
 
-/// Label of the Service that Istio or another controller runs for a Gateway API Gateway.
-const MANAGED_GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
+mod authorization;
+mod destination_rule;
+mod route;
+mod sidecar;
+
+pub(super) use authorization::authorization;
+pub(super) use destination_rule::destination_rule;
+pub(super) use route::route;
+pub(super) use sidecar::{is_mesh_config, mesh_config, revision, sidecar};
+
 /// The reserved name of the sidecars themselves in `gateways`.
 const MESH: &str = "mesh";
 
@@ -22,7 +31,32 @@ struct ServiceEntrySpec {
     hosts: Vec<String>,
     addresses: Vec<String>,
     ports: Vec<Port>,
+    location: LocationText,
+    resolution: ResolutionText,
     export_to: Vec<String>,
+}
+
+text_enum! {
+    /// `location`. The default is the proto's zero.
+    #[derive(Default)]
+    LocationText {
+        #[default]
+        External = "MESH_EXTERNAL",
+        Internal = "MESH_INTERNAL",
+    }
+}
+
+text_enum! {
+    /// `resolution`. The default is the proto's zero.
+    #[derive(Default)]
+    ResolutionText {
+        #[default]
+        None = "NONE",
+        Static = "STATIC",
+        Dns = "DNS",
+        DnsRoundRobin = "DNS_ROUND_ROBIN",
+        DynamicDns = "DYNAMIC_DNS",
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -56,14 +90,25 @@ pub(super) fn declaration(
         object.status.addresses.into_iter().map(|address| address.value).collect();
     let mut found = networks("spec.addresses", &spec.addresses)?;
     found.extend(networks("status.addresses", &allocated)?);
-    // Absent means the mesh's default, which is everywhere unless an operator changed it.
-    let export_to = if spec.export_to.is_empty() { vec!["*".to_owned()] } else { spec.export_to };
     Ok(Declaration {
         name: name.clone(),
         hosts: spec.hosts,
         addresses: found,
         ports: spec.ports.iter().filter_map(|port| port.number).collect(),
-        export_to,
+        location: match spec.location {
+            LocationText::External => Location::MeshExternal,
+            LocationText::Internal => Location::MeshInternal,
+            LocationText::Unknown(text) => Location::Other(text),
+        },
+        resolution: match spec.resolution {
+            ResolutionText::None => Resolution::None,
+            ResolutionText::Static => Resolution::Static,
+            ResolutionText::Dns => Resolution::Dns,
+            ResolutionText::DnsRoundRobin => Resolution::DnsRoundRobin,
+            ResolutionText::DynamicDns => Resolution::DynamicDns,
+            ResolutionText::Unknown(text) => Resolution::Other(text),
+        },
+        export_to: spec.export_to,
         routed_by: Vec::new(),
         origin: origin.clone(),
     })
@@ -91,24 +136,25 @@ struct GatewaySpec {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 struct Server {
-    hosts: Vec<String>,
-}
-
-/// An Istio Gateway: pods that serve some hosts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Gateway {
-    selector: BTreeMap<String, String>,
+    port: Port,
     hosts: Vec<String>,
 }
 
 /// An Istio Gateway. Server hosts may carry a namespace (`ns/host`), which restricts who may
 /// bind them and not what they match.
-pub(super) fn gateway(value: Value) -> Result<Gateway, FieldErrors> {
+pub(super) fn gateway(value: Value, origin: &Origin) -> Result<MeshGateway, FieldErrors> {
     let object: Object<GatewaySpec> = typed(value)?;
     let spec = object.spec.unwrap_or_default();
     let bare = |host: String| host.rsplit('/').next().unwrap_or_default().to_owned();
-    let hosts = spec.servers.into_iter().flat_map(|server| server.hosts).map(bare).collect();
-    Ok(Gateway { selector: spec.selector, hosts })
+    let server = |server: Server| MeshServer {
+        port: server.port.number.unwrap_or(0),
+        hosts: server.hosts.into_iter().map(bare).collect(),
+    };
+    Ok(MeshGateway {
+        selector: spec.selector,
+        servers: spec.servers.into_iter().map(server).collect(),
+        origin: origin.clone(),
+    })
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -191,65 +237,4 @@ fn service_name(host: &str, namespace: &str) -> Option<ObjectName> {
         None | Some("svc") => Some(ObjectName { namespace, name }),
         Some(_) => None,
     }
-}
-
-/// Whether the pattern (exact, `*` or `*.suffix`) covers the host or the reverse.
-fn overlaps(pattern: &str, host: &str) -> bool {
-    let covers = |pattern: &str, host: &str| match pattern.strip_prefix('*') {
-        Some(suffix) => host.len() >= suffix.len() && host.ends_with(suffix),
-        None => pattern.eq_ignore_ascii_case(host),
-    };
-    covers(pattern, host) || covers(host, pattern)
-}
-
-/// Notes for every declaration which VirtualServices send its hosts through a gateway: a Service
-/// that a policy trusts, that is managed for a Gateway API Gateway, or whose pods an Istio
-/// Gateway selects for that host.
-pub(super) fn route(
-    snapshot: &mut Snapshot,
-    gateways: &[Gateway],
-    services: &BTreeMap<ObjectName, VirtualService>,
-) {
-    let mut declarations = std::mem::take(&mut snapshot.declarations);
-    for declaration in &mut declarations {
-        let routes = |one: &VirtualService| {
-            let hosts = one
-                .hosts
-                .iter()
-                .filter(|host| declaration.hosts.iter().any(|declared| overlaps(host, declared)));
-            let hosts: Vec<&String> = hosts.collect();
-            one.destinations.iter().any(|to| {
-                snapshot.services.get(to).is_some_and(|service| {
-                    hosts.iter().any(|host| is_gateway(snapshot, gateways, service, host))
-                })
-            })
-        };
-        declaration.routed_by =
-            services.iter().filter(|(_, one)| routes(one)).map(|(name, _)| name.clone()).collect();
-    }
-    snapshot.declarations = declarations;
-}
-
-fn is_gateway(snapshot: &Snapshot, gateways: &[Gateway], service: &Service, host: &str) -> bool {
-    let trusted = snapshot.policies.values().flat_map(|policy| &policy.gateways).any(|gateway| {
-        gateway.namespace == service.name.namespace
-            && gateway.target == GatewayTarget::Service(service.name.name.clone())
-    });
-    let subset = |wanted: &BTreeMap<String, String>, labels: &BTreeMap<String, String>| {
-        wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
-    };
-    let selected = |gateway: &Gateway| {
-        // The pods may carry more labels than the Service asks for.
-        let by_pods = || {
-            !service.selector.is_empty()
-                && snapshot.pods.values().any(|pod| {
-                    pod.name.namespace == service.name.namespace
-                        && subset(&service.selector, &pod.labels)
-                        && subset(&gateway.selector, &pod.labels)
-                })
-        };
-        gateway.hosts.iter().any(|pattern| overlaps(pattern, host))
-            && (subset(&gateway.selector, &service.selector) || by_pods())
-    };
-    trusted || service.labels.contains_key(MANAGED_GATEWAY) || gateways.iter().any(selected)
 }

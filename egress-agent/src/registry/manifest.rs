@@ -49,6 +49,11 @@ pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Vec<Entry>, Unreadable> {
     Ok(entries)
 }
 
+/// The first document of a YAML text that stands in a field of an object.
+pub(super) fn value(text: &str) -> Result<Value, Unreadable> {
+    Ok(yaml(text)?.into_iter().next().map_or(Value::Null, |document| document.value))
+}
+
 /// One document of a file.
 struct Document<'a> {
     /// Its text, for positions.

@@ -15,8 +15,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::field::FieldErrors;
+use super::gateway_api::{self, GATEWAY_API_GROUP};
 use super::{cluster, gateway, istio, pod, policy_object};
 use crate::policy;
+use crate::policy::mesh;
 use crate::policy::{ObjectName, Origin};
 
 /// API group of our own objects.
@@ -34,6 +36,13 @@ pub(super) enum Kind {
     ServiceEntry,
     Gateway,
     VirtualService,
+    DestinationRule,
+    Sidecar,
+    AuthorizationPolicy,
+    /// A Gateway of the Gateway API, which is another kind than Istio's.
+    ApiGateway,
+    /// Of the mesh's configuration only, see [`istio::is_mesh_config`].
+    ConfigMap,
     EgressPolicy,
     EgressException,
 }
@@ -51,6 +60,11 @@ impl Kind {
             ("networking.istio.io", "ServiceEntry") => Some(Self::ServiceEntry),
             ("networking.istio.io", "Gateway") => Some(Self::Gateway),
             ("networking.istio.io", "VirtualService") => Some(Self::VirtualService),
+            ("networking.istio.io", "DestinationRule") => Some(Self::DestinationRule),
+            ("networking.istio.io", "Sidecar") => Some(Self::Sidecar),
+            ("security.istio.io", "AuthorizationPolicy") => Some(Self::AuthorizationPolicy),
+            (GATEWAY_API_GROUP, "Gateway") => Some(Self::ApiGateway),
+            ("", "ConfigMap") => Some(Self::ConfigMap),
             // Whatever its group: a policy lost to a typing error would protect nobody, silently.
             (_, "EgressPolicy") => Some(Self::EgressPolicy),
             (_, "EgressException") => Some(Self::EgressException),
@@ -68,8 +82,12 @@ impl Kind {
             Self::Node => "Node",
             Self::ServiceCidr => "ServiceCIDR",
             Self::ServiceEntry => "ServiceEntry",
-            Self::Gateway => "Gateway",
+            Self::Gateway | Self::ApiGateway => "Gateway",
             Self::VirtualService => "VirtualService",
+            Self::DestinationRule => "DestinationRule",
+            Self::Sidecar => "Sidecar",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::ConfigMap => "ConfigMap",
             Self::EgressPolicy => "EgressPolicy",
             Self::EgressException => "EgressException",
         }
@@ -83,7 +101,12 @@ impl Kind {
             | Self::EndpointSlice
             | Self::ServiceEntry
             | Self::Gateway
-            | Self::VirtualService => true,
+            | Self::VirtualService
+            | Self::DestinationRule
+            | Self::Sidecar
+            | Self::AuthorizationPolicy
+            | Self::ApiGateway
+            | Self::ConfigMap => true,
             Self::Namespace
             | Self::Node
             | Self::ServiceCidr
@@ -93,7 +116,8 @@ impl Kind {
     }
 
     /// Whether the kernel's entries depend on objects of the kind: one that was never read makes
-    /// the snapshot incomplete. Istio's objects and exceptions only classify or expire.
+    /// the snapshot incomplete. Istio's objects only classify, or narrow what stays as it is
+    /// without them; every tenant may write some, and none may hold up everybody's removals.
     pub(super) const fn decides(self) -> bool {
         match self {
             Self::Pod
@@ -102,9 +126,16 @@ impl Kind {
             | Self::EndpointSlice
             | Self::Node
             | Self::ServiceCidr
+            | Self::ApiGateway
             | Self::EgressPolicy
             | Self::EgressException => true,
-            Self::ServiceEntry | Self::Gateway | Self::VirtualService => false,
+            Self::ServiceEntry
+            | Self::Gateway
+            | Self::VirtualService
+            | Self::DestinationRule
+            | Self::Sidecar
+            | Self::AuthorizationPolicy
+            | Self::ConfigMap => false,
         }
     }
 }
@@ -127,8 +158,14 @@ pub(super) enum Item {
     Node(policy::Node),
     ServiceRanges(Vec<IpNet>),
     Declaration(policy::Declaration),
-    Gateway(istio::Gateway),
+    Gateway(mesh::MeshGateway),
     VirtualService(istio::VirtualService),
+    DestinationRule(mesh::DestinationRule),
+    Sidecar(mesh::Sidecar),
+    Authorization(mesh::Authorization),
+    ApiGateway(mesh::ApiGateway),
+    /// `None` for one of Istio's other ConfigMaps.
+    MeshConfig(Option<mesh::MeshConfig>),
     Policy(Box<policy::EgressPolicy>),
     Exception(policy::EgressException),
 }
@@ -154,11 +191,21 @@ pub(super) struct Metadata {
     pub(super) creation_timestamp: Option<String>,
 }
 
+impl Metadata {
+    /// Seconds since the epoch; `None` where nothing is said, or nothing that is a time.
+    pub(super) fn created(&self) -> Option<i64> {
+        let time = self.creation_timestamp.as_deref()?.parse::<jiff::Timestamp>();
+        time.ok().map(jiff::Timestamp::as_second)
+    }
+}
+
 /// An entry of `metadata.ownerReferences`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase", expecting = "a mapping")]
 pub(super) struct OwnerReference {
+    pub(super) api_version: String,
     pub(super) kind: String,
+    pub(super) uid: String,
     pub(super) name: String,
     pub(super) controller: bool,
 }
@@ -270,6 +317,9 @@ pub(super) fn read(mut value: Value, file: Option<String>) -> Result<Option<Entr
     let label = if kind.namespaced() { format!("{namespace}/{name}") } else { name.clone() };
     let origin = Origin { kind: kind.name().to_owned(), name: label, file };
     let name = ObjectName { namespace, name };
+    if kind == Kind::ConfigMap && !istio::is_mesh_config(&name) {
+        return Ok(None);
+    }
     strip(&mut value);
     let item = convert(kind, value, &name, &origin);
     Ok(Some(Entry { key: Key { kind, name }, origin, item }))
@@ -291,8 +341,17 @@ fn convert(
         }
         Kind::EndpointSlice => gateway::slice(value, name, origin).map(Item::Slice),
         Kind::ServiceEntry => istio::declaration(value, name, origin).map(Item::Declaration),
-        Kind::Gateway => istio::gateway(value).map(Item::Gateway),
+        Kind::Gateway => istio::gateway(value, origin).map(Item::Gateway),
         Kind::VirtualService => istio::virtual_service(value, name).map(Item::VirtualService),
+        Kind::DestinationRule => {
+            istio::destination_rule(value, name, origin).map(Item::DestinationRule)
+        }
+        Kind::Sidecar => istio::sidecar(value, name, origin).map(Item::Sidecar),
+        Kind::AuthorizationPolicy => {
+            istio::authorization(value, name, origin).map(Item::Authorization)
+        }
+        Kind::ApiGateway => gateway_api::api_gateway(value, origin).map(Item::ApiGateway),
+        Kind::ConfigMap => istio::mesh_config(value).map(Item::MeshConfig),
         Kind::EgressPolicy => {
             policy_object::policy(value, name, origin).map(|policy| Item::Policy(Box::new(policy)))
         }
@@ -308,7 +367,7 @@ fn strip(value: &mut Value) {
     remove_nulls(value);
 }
 
-fn remove_nulls(value: &mut Value) {
+pub(super) fn remove_nulls(value: &mut Value) {
     match value {
         Value::Object(map) => {
             map.retain(|_, value| !value.is_null());

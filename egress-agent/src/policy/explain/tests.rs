@@ -333,6 +333,8 @@ fn what_is_outside_is_told_by_who_declares_it() {
         hosts: vec!["api.stripe.com".to_owned()],
         addresses: vec![net("203.0.113.0/24")],
         ports: vec![443],
+        location: Default::default(),
+        resolution: Default::default(),
         export_to: vec!["*".to_owned()],
         routed_by: Vec::new(),
         origin: origin("ServiceEntry", "payments/stripe"),

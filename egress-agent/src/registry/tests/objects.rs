@@ -243,7 +243,7 @@ fn the_article_s_stripe_example_is_declared_and_routed() {
     assert_eq!(external.name, name("default", "external-api"));
     assert_eq!((external.ports.as_slice(), external.routed_by.len()), ([80, 443].as_slice(), 0));
     assert_eq!(stripe.hosts, ["api.stripe.com"]);
-    assert_eq!(stripe.export_to, ["*"]);
+    assert_eq!(stripe.export_to, [""; 0], "the mesh's default");
     assert_eq!(stripe.routed_by, [name("payments", "route-stripe-via-egressgateway")]);
     assert_eq!(stripe.origin.file.as_deref(), Some("a.yaml:2"));
 }
