@@ -55,6 +55,8 @@ pub enum Command {
     Doctor(Doctor),
     /// Remove everything this agent ever pinned: traffic flows freely afterwards
     Uninstall(Datapath),
+    /// Print the definitions of EgressPolicy and EgressException, for `kubectl apply -f -`
+    Crd(Crd),
 }
 
 /// Where the datapath lives.
@@ -159,6 +161,23 @@ pub struct Doctor {
     /// How the answer is written
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
+}
+
+/// `crd`.
+#[derive(Args, Debug)]
+pub struct Crd {
+    /// How they are written
+    #[arg(short, long, value_enum, default_value_t = Manifest::Yaml)]
+    pub output: Manifest,
+}
+
+/// How objects for the API server are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Manifest {
+    /// One document for each object.
+    Yaml,
+    /// One list of all objects.
+    Json,
 }
 
 #[cfg(test)]

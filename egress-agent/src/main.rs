@@ -6,9 +6,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use egress_agent::cli::client::{ask, encode};
-use egress_agent::cli::{Cli, Command, Doctor, Explain, LogFormat, Output, Query, exit, show};
+use egress_agent::cli::{
+    Cli, Command, Doctor, Explain, LogFormat, Manifest, Output, Query, exit, show,
+};
 use egress_agent::datapath::{self, CheckStatus, Options};
 use egress_agent::policy::explain::Explanation;
+use egress_agent::registry::crd;
 use egress_agent::{agent, lock};
 use tracing_subscriber::EnvFilter;
 
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Status(query) => answer(runtime.block_on(status(&query))),
         Command::Doctor(doctor) => diagnose(&doctor),
         Command::Uninstall(paths) => answer(uninstall(&paths)),
+        Command::Crd(crd) => answer(definitions(crd.output)),
     };
     ExitCode::from(code)
 }
@@ -76,6 +80,21 @@ fn uninstall(paths: &egress_agent::cli::Datapath) -> anyhow::Result<String> {
         removed.objects,
         paths.bpffs.display()
     ))
+}
+
+fn definitions(output: Manifest) -> anyhow::Result<String> {
+    let definitions = crd::definitions()?;
+    Ok(match output {
+        Manifest::Yaml => {
+            let documents = definitions.iter().map(crd::Definition::yaml);
+            documents.collect::<Result<Vec<_>, _>>()?.join("---\n").trim_end().to_owned()
+        }
+        Manifest::Json => {
+            let items = definitions.map(|definition| definition.object);
+            let list = serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": items });
+            serde_json::to_string_pretty(&list)?
+        }
+    })
 }
 
 fn diagnose(doctor: &Doctor) -> u8 {

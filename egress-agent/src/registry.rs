@@ -22,6 +22,7 @@ use crate::supervise::Shutdown;
 
 mod assemble;
 mod cluster;
+pub mod crd;
 mod dir;
 mod field;
 mod gateway;

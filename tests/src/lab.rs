@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! shop/cart ─────────┐
-//! shop/checkout ─────┤ one veth each, /32 and /128 routes        uplink
+//! shop/checkout ─────┤ one veth each, routed or on a bridge      uplink
 //! istio-egressgateway┼──────────────── node ───────────────────────────── internet
 //! further pods ──────┘                (the agent runs here)      sniffer ┘ api.stripe.com, ...
 //! ```
+//!
+//! How the pods are joined to the node is a [`Wiring`].
 //!
 //! Nothing is translated on the way: the sniffer at the far end of the uplink sees the source
 //! address that the pod put on the wire.
@@ -19,12 +21,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 
-use crate::address::{self, Dual, ELSEWHERE, NEXT_HOP, NODE, NODE_MAC, RESOLVER, ROUTER, STRIPE};
+use crate::address::{self, Dual, ELSEWHERE, NODE, RESOLVER, ROUTER, STRIPE};
 use crate::cgroup;
 use crate::netns::{Netns, sysctl};
 use crate::process::{self, Place, Process};
 use crate::sniffer::Sniffer;
 use crate::sweep;
+use crate::wiring::Wiring;
 
 /// Uid and gid of the mesh proxy.
 pub const PROXY: (u32, u32) = (1337, 1337);
@@ -125,6 +128,8 @@ pub struct Lab {
     pub cgroups: cgroup::Root,
     /// Directory of manifests, sockets and logs.
     pub directory: Directory,
+    /// How the pods are joined to the node.
+    pub wiring: Wiring,
 }
 
 /// Directory with a bpffs of its own below it; dropping it unmounts and removes both.
@@ -160,8 +165,13 @@ impl Drop for Directory {
 }
 
 impl Lab {
-    /// Builds everything; takes about half a second.
+    /// Builds everything, with routed pods; takes about half a second.
     pub fn new() -> Result<Self> {
+        Self::wired(Wiring::Routed)
+    }
+
+    /// The same with another wiring.
+    pub fn wired(wiring: Wiring) -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "the lab makes network namespaces and cgroups and loads BPF programs: run it as root"
@@ -179,7 +189,8 @@ impl Lab {
             sysctl("net/ipv4/icmp_ratelimit", "0")
         })?;
         wire_uplink(&node, &internet)?;
-        let pod = |identity| build_pod(&name, identity, &node, &cgroups);
+        wiring.prepare(&node)?;
+        let pod = |identity| build_pod(&name, identity, &node, &cgroups, wiring);
         let [cart, checkout] = [pod(CART)?, pod(CHECKOUT)?];
         let [gateway, ledger] = [pod(GATEWAY)?, pod(LEDGER)?];
         let sniffer = Sniffer::start(&internet, "uplink")?;
@@ -194,6 +205,7 @@ impl Lab {
             internet,
             cgroups,
             directory,
+            wiring,
         };
         lab.servers = lab.internet_servers()?;
         lab.internet.await_ipv6("uplink")?;
@@ -207,7 +219,7 @@ impl Lab {
     /// A pod of its own, beside those every lab has; the caller drops it before the lab.
     pub fn add_pod(&self, identity: Identity) -> Result<Pod> {
         let name = self.node.name().trim_end_matches("-node");
-        build_pod(name, identity, &self.node, &self.cgroups)
+        build_pod(name, identity, &self.node, &self.cgroups, self.wiring)
     }
 
     /// Removes a pod's interface and cgroup as a container runtime does.
@@ -292,37 +304,17 @@ fn wire_uplink(node: &Netns, internet: &Netns) -> Result<()> {
     ))
 }
 
-/// Makes a pod's namespace and cgroup and joins it to the node as a point-to-point CNI plugin
-/// does: addresses with full-length prefixes, one next hop that the node's end answers for.
-fn build_pod(lab: &str, identity: Identity, node: &Netns, cgroups: &cgroup::Root) -> Result<Pod> {
+/// Makes a pod's namespace and cgroup and joins it to the node.
+fn build_pod(
+    lab: &str,
+    identity: Identity,
+    node: &Netns,
+    cgroups: &cgroup::Root,
+    wiring: Wiring,
+) -> Result<Pod> {
     let cgroup = cgroups.container(identity.uid, "app")?;
     let netns = Netns::create(&format!("{lab}-{}", identity.short))?;
     let pod = Pod { identity, netns, cgroup };
-    let (near, own) =
-        (address::mac_text(NODE_MAC), address::mac_text(address::pod_mac(identity.host)));
-    let Dual { v4, v6 } = pod.address();
-    let interface = pod.interface();
-    node.batch(&format!(
-        "link add {interface} address {near} type veth peer name eth0 address {own} netns {}\n\
-         addr add {}/32 dev {interface}\n\
-         addr add {}/64 dev {interface} nodad\n\
-         link set {interface} up\n\
-         route add {v4}/32 dev {interface} src {}\n\
-         route add {v6}/128 dev {interface} src {}\n",
-        pod.netns.name(),
-        NEXT_HOP.v4,
-        NEXT_HOP.v6,
-        NODE.v4,
-        NODE.v6,
-    ))?;
-    pod.netns.batch(&format!(
-        "addr add {v4}/32 dev eth0\n\
-         addr add {v6}/128 dev eth0 nodad\n\
-         link set eth0 up\n\
-         route add {} dev eth0 scope link\n\
-         route add default via {} dev eth0\n\
-         route add default via {} dev eth0\n",
-        NEXT_HOP.v4, NEXT_HOP.v4, NEXT_HOP.v6,
-    ))?;
+    wiring.join(node, &pod)?;
     Ok(pod)
 }

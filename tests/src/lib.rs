@@ -21,3 +21,4 @@ pub mod process;
 pub mod scenario;
 pub mod sniffer;
 pub mod sweep;
+pub mod wiring;

@@ -10,6 +10,7 @@ use crate::attempt::Outcome;
 use crate::lab::Lab;
 use crate::manifests;
 use crate::process::{Place, Process, wait_until};
+use crate::wiring::Wiring;
 
 /// The agent goes before the lab it runs in.
 #[derive(Debug)]
@@ -29,12 +30,27 @@ impl Scenario {
         Self::with(mode, &[])
     }
 
+    /// The same on another wiring.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn wired(wiring: Wiring, mode: &str) -> Result<Self> {
+        Self::on(Lab::wired(wiring)?, mode, &[])
+    }
+
     /// The same, with more arguments for the agent.
     ///
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with(mode: &str, more: &[&str]) -> Result<Self> {
-        let lab = Lab::new()?;
+        Self::on(Lab::new()?, mode, more)
+    }
+
+    /// The same in a lab that stands already, whatever happened in it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn on(lab: Lab, mode: &str, more: &[&str]) -> Result<Self> {
         manifests::write(&lab.file("registry"), mode)?;
         let agent = Agent::start(&lab, more)?;
         agent::wait_for_mode(&lab, mode)?;

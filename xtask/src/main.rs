@@ -7,6 +7,7 @@
 mod build;
 mod ci;
 mod demo;
+mod generate;
 mod object;
 mod paths;
 mod process;
@@ -50,6 +51,10 @@ enum Task {
     ///
     /// Needs root. Works in namespaces of its own and removes them.
     Demo(demo::Arguments),
+    /// Write what is made from the code: deploy/crds.
+    ///
+    /// A test fails while the files differ from the code; this task is its remedy.
+    Generate,
     /// Check the house rules that a compiler cannot.
     Tidy,
     /// Run what a change must pass: fmt, clippy, tidy, the object's reproduction, test.
@@ -62,6 +67,7 @@ fn main() -> ExitCode {
         Task::Build(arguments) => build::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
+        Task::Generate => generate::run(),
         Task::Tidy => tidy::run(),
         Task::Ci(arguments) => ci::run(&arguments),
     };

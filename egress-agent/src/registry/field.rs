@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 /// What is wrong with an object: the path of each field and what was expected there.
@@ -83,6 +83,22 @@ pub(super) enum AutoOr {
     Auto,
     /// A list, possibly empty.
     List(Vec<String>),
+}
+
+impl AutoOr {
+    /// Whether nothing was listed; then nothing is written either.
+    pub(super) const fn is_auto(&self) -> bool {
+        matches!(self, Self::Auto)
+    }
+}
+
+impl Serialize for AutoOr {
+    fn serialize<S: Serializer>(&self, output: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => output.serialize_none(),
+            Self::List(list) => list.serialize(output),
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for AutoOr {

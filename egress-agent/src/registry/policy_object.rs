@@ -39,6 +39,12 @@ fn whole<S: serde::de::DeserializeOwned>(
             "not supported by this version; remove it",
         ));
     }
+    if value.pointer("/spec/mode").is_some_and(Value::is_boolean) {
+        return Err(FieldErrors::one(
+            "spec.mode",
+            "a boolean; write \"off\" in quotes: YAML 1.1 takes a bare off for false",
+        ));
+    }
     let version = value.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
     if version != format!("{OWN_GROUP}/{VERSION}") {
         return Err(FieldErrors::one(

@@ -10,6 +10,7 @@ use crate::policy::Problem;
 
 mod corpus;
 mod follow;
+mod generated;
 mod mesh;
 mod objects;
 mod policies;

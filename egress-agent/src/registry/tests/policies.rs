@@ -96,6 +96,7 @@ fn a_policy_is_refused_whole_with_the_field_named() {
             "spec.mode: unknown variant `enforced`, expected one of `off`, `audit`, `enforce`",
         ),
         (spec, "", "spec.mode: required"),
+        (spec, "  mode: false\n", "spec.mode: a boolean; write \"off\" in quotes"),
         (
             spec,
             "  mode: audit\n  priority: high\n",

@@ -1,0 +1,30 @@
+//! Files of the repository that are made from the code say what the code says.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::registry::crd;
+
+/// Compares a file with what it should be, or writes it where `cargo xtask generate` asks for it.
+fn same(file: &str, expected: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
+    if std::env::var_os("EGRESS_GENERATE").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, expected).unwrap();
+    }
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == expected,
+        "{file} is not what the code says: run `cargo xtask generate` and commit the result"
+    );
+}
+
+#[test]
+fn the_definitions_in_deploy_are_those_of_the_code() {
+    for definition in crd::definitions().unwrap() {
+        let head =
+            "# Made from egress-agent/src/registry/policy_spec.rs by `cargo xtask generate`.\n";
+        let file = format!("deploy/crds/{}.yaml", definition.plural);
+        same(&file, &format!("{head}{}", definition.yaml().unwrap()));
+    }
+}
