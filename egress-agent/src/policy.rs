@@ -23,7 +23,7 @@ pub mod rejection;
 pub mod snapshot;
 pub mod tables;
 
-pub use desired::{Coverage, CoverageState, Desired, GatewayEndpoint, GatewayState};
+pub use desired::{Coverage, CoverageState, Desired, GatewayEndpoint, GatewayState, Narrowed};
 pub use rejection::{RejectReason, Rejection, RejectionCount};
 pub use snapshot::{
     ConnectionRate, Declaration, EgressException, EgressPolicy, ExactAddress, GatewayRef,
@@ -96,6 +96,8 @@ pub enum ProblemCode {
     EndpointRejected,
     /// A ServiceEntry claims an address of a gateway.
     GatewayAddressClaimed,
+    /// A Sidecar or AuthorizationPolicy restricts a gateway in a way that is finer than a namespace.
+    NarrowingIncomplete,
     /// The cluster's ranges are not known, so that `auto` allows nothing.
     ClusterRangesUnknown,
     /// Two names share one identity number; the later one was refused.
@@ -114,6 +116,7 @@ impl ProblemCode {
         Self::PolicyOverlap,
         Self::EndpointRejected,
         Self::GatewayAddressClaimed,
+        Self::NarrowingIncomplete,
         Self::ClusterRangesUnknown,
         Self::IdentityCollision,
         Self::TableFull,
@@ -129,6 +132,7 @@ impl ProblemCode {
             Self::PolicyOverlap => "policy_overlap",
             Self::EndpointRejected => "endpoint_rejected",
             Self::GatewayAddressClaimed => "gateway_address_claimed",
+            Self::NarrowingIncomplete => "narrowing_incomplete",
             Self::ClusterRangesUnknown => "cluster_ranges_unknown",
             Self::IdentityCollision => "identity_collision",
             Self::TableFull => "table_full",

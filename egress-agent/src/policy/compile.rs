@@ -13,6 +13,7 @@ mod gateway;
 mod hidden;
 mod identity;
 mod link;
+mod narrow;
 mod ranges;
 mod select;
 mod uplink;
@@ -28,7 +29,8 @@ use super::{
 use facts::Facts;
 use gateway::Gateways;
 use hidden::Suspects;
-use identity::{Numbers, Variants};
+use identity::{Numbers, Variant, Variants};
+use narrow::Narrowing;
 use select::{Overlaps, Ranked, exceptions_for};
 
 /// Compiles a snapshot for one node.
@@ -63,7 +65,7 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
         };
         desired.tables.policies.insert(*id, entry);
         desired.origins.policies.insert(*id, policy.origin.clone());
-        exact::add(*id, policy, &facts, &gateways, &suspects, &mut desired);
+        exact::add(*id, variant, &facts, &gateways, &suspects, &mut desired);
         ranges::add(*id, variant, &facts, node, &mut desired);
     }
     exact::add_resolvers_of_unknown_pods(&facts, &mut desired);
@@ -87,8 +89,8 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
 /// Enters the pods of this node, notes which variants govern them, and says which mode the
 /// source guard needs.
 fn pods<'a>(
-    facts: &Facts<'a>,
-    gateways: &Gateways,
+    facts: &'a Facts<'a>,
+    gateways: &'a Gateways,
     numbers: &Numbers<'a>,
     variants: &mut Variants<'a>,
     node: &NodeState,
@@ -102,6 +104,7 @@ fn pods<'a>(
         .iter()
         .any(|pod| is_mesh_proxy(pod, facts.cluster) && node.cgroups.contains_key(&pod.cgroup_uid));
     let ranked = Ranked::of(snapshot, &numbers.refused);
+    let mut narrowing = Narrowing::new(facts, gateways);
     let mut overlaps = Overlaps::default();
     let mut guard = Mode::Audit;
     for pod in local {
@@ -110,7 +113,9 @@ fn pods<'a>(
         let governing = choice.policy.filter(|_| choice.state == CoverageState::Covered);
         let number = governing.map_or(PolicyId::NONE, |policy| {
             let exceptions = exceptions_for(snapshot, pod);
-            variants.number(numbers, policy, exceptions, &mut desired.problems)
+            let forbidden = narrowing.forbidden(policy, pod);
+            let variant = Variant { policy, exceptions, forbidden };
+            variants.number(numbers, variant, &mut desired.problems)
         });
         // A pod under no policy could otherwise write what another pod's reply table is filled
         // from: one enforcing policy on the node turns the guard on for everybody.
@@ -154,7 +159,8 @@ fn pods<'a>(
         });
     }
     desired.coverage.sort_by(|a, b| (&a.pod, &a.uid).cmp(&(&b.pod, &b.uid)));
-    desired.problems.extend(overlaps.problems());
+    desired.problems.extend(overlaps.problems().chain(narrowing.problems()));
+    desired.narrowed = narrowing.narrowed();
     guard
 }
 

@@ -1,12 +1,14 @@
 //! What a snapshot compiles to: the kernel's tables, and what to tell people about them.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 
 use egress_common::Mode;
 use egress_common::state::Capture;
 use serde::Serialize;
 
-use super::{ExactAddress, ObjectName, Problem, Rejection, Tables, tables};
+use super::{ExactAddress, ObjectName, Origin, Problem, Rejection, Tables, tables};
 
 /// What the kernel should hold, and what to tell people about it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,6 +23,8 @@ pub struct Desired {
     pub coverage: Vec<Coverage>,
     /// Every gateway any policy names.
     pub gateways: Vec<GatewayState>,
+    /// Gateways that Sidecars and AuthorizationPolicies forbid, where a policy asks them.
+    pub narrowed: Vec<Narrowed>,
     /// What was offered as part of a gateway and refused, ordered.
     pub rejected: Vec<Rejection>,
     /// Problems of the snapshot and of compiling it.
@@ -125,6 +129,23 @@ pub struct GatewayState {
     pub policies: Vec<String>,
     /// Endpoints, ordered.
     pub endpoints: Vec<GatewayEndpoint>,
+}
+
+/// A gateway that the pods of a namespace may not use.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Narrowed {
+    /// The namespace.
+    pub namespace: String,
+    /// It is about the namespace's pods in ambient mode; otherwise about the others.
+    pub ambient: bool,
+    /// The gateway.
+    pub gateway: ObjectName,
+    /// Its addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The object that forbids it.
+    pub by: Origin,
+    /// What that object does, and how to change it.
+    pub why: String,
 }
 
 /// One endpoint of a gateway.

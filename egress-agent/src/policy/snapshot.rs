@@ -183,6 +183,8 @@ pub struct EgressPolicy {
     pub mode: Mode,
     /// The trusted gateways.
     pub gateways: Vec<GatewayRef>,
+    /// Whether Sidecars and AuthorizationPolicies decide which namespaces may use which of them.
+    pub narrow: bool,
     /// In-cluster ranges; `None` for `auto`.
     pub cluster_ranges: Option<Vec<IpNet>>,
     /// Resolvers; `None` for `auto` (the cluster's DNS Service).

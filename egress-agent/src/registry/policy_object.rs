@@ -125,6 +125,7 @@ pub(super) fn policy(
         created,
         mode,
         gateways,
+        narrow: spec.narrow,
         cluster_ranges,
         resolvers,
         api_server,

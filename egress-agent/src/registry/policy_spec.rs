@@ -79,6 +79,10 @@ pub(super) struct PolicySpec {
     /// The egress gateways whose endpoints the pods may reach.
     #[schemars(length(max = 64))]
     pub(super) gateways: Vec<GatewaySpec>,
+    /// Whether Sidecars and AuthorizationPolicies also decide which namespaces may use which of
+    /// these gateways. They only take away, and only whole namespaces: what is finer stays open
+    /// and is reported.
+    pub(super) narrow: bool,
     /// Ranges of pods and Services, used instead of those that Nodes, ServiceCIDRs and the agent's
     /// configuration name; leave it out for these. None wider than /8, or /16 for IPv6.
     #[serde(skip_serializing_if = "AutoOr::is_auto")]

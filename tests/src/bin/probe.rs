@@ -39,6 +39,13 @@ enum What {
         #[arg(long)]
         milliseconds: u64,
     },
+    /// Keep one TCP connection busy for so many milliseconds; says how many echoes came back, and
+    /// fails when one does not.
+    Hold {
+        address: SocketAddr,
+        #[arg(long)]
+        milliseconds: u64,
+    },
     /// Send a datagram and, with --wait, wait for the answer.
     Udp {
         address: SocketAddr,
@@ -101,6 +108,9 @@ fn main() -> std::io::Result<()> {
         What::Connects { address, milliseconds } => {
             (Ok(String::new()), connects(address, start + Duration::from_millis(milliseconds)))
         }
+        What::Hold { address, milliseconds } => {
+            hold(address, start + Duration::from_millis(milliseconds))
+        }
         What::Udp { address, wait, connected } => (udp(address, wait, connected), 1),
         What::Ping { address } => (ping(address), 1),
         What::Raw { address, source } => (raw(address).and_then(|raw| raw.send(source)), 1),
@@ -121,6 +131,23 @@ fn main() -> std::io::Result<()> {
     let outcome = Outcome::new(result, start.elapsed(), attempts);
     let line = serde_json::to_string(&outcome)?;
     writeln!(std::io::stdout(), "{line}")
+}
+
+fn hold(address: SocketAddr, until: Instant) -> (std::io::Result<String>, u64) {
+    let mut echoes = 0;
+    let mut keep = || -> std::io::Result<String> {
+        let patience = Duration::from_millis(500);
+        let mut stream = TcpStream::connect_timeout(&address, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        while Instant::now() < until {
+            stream.write_all(b"ping")?;
+            stream.read_exact(&mut [0; 4])?;
+            echoes += 1;
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok("held".to_owned())
+    };
+    (keep(), echoes)
 }
 
 fn tcp(

@@ -13,6 +13,7 @@ use egress_common::state::{Exact, Target, address};
 use super::facts::Facts;
 use super::gateway::Gateways;
 use super::hidden::Suspects;
+use super::identity::Variant;
 use crate::policy::{Desired, EgressPolicy, ExactAddress, ObjectName, Origin, Service};
 
 const DNS: u16 = 53;
@@ -29,12 +30,13 @@ const ISTIOD_PORTS: [u16; 2] = [15012, 15010];
 /// Adds one policy's entries under this number.
 pub(super) fn add(
     id: PolicyId,
-    policy: &EgressPolicy,
+    variant: &Variant<'_>,
     facts: &Facts<'_>,
     gateways: &Gateways,
     suspects: &Suspects<'_>,
     desired: &mut Desired,
 ) {
+    let policy = variant.policy;
     let mut out = Out { id, desired };
     let services = infrastructure_services(policy, facts);
     // What the policy names as infrastructure ends where its operator says: the API server of a
@@ -50,7 +52,7 @@ pub(super) fn add(
         out.exact(address, Exact::plain(Target::Resolver), &origin);
     }
     for (gateway, resolved) in &gateways.resolved {
-        let own = policy.gateways.contains(gateway);
+        let own = policy.gateways.contains(gateway) && !variant.forbidden.contains(gateway);
         for (address, endpoint) in resolved.endpoints.iter().filter(|_| own) {
             out.exact(*address, Exact::gateway(gateway.id(), endpoint.draining), &endpoint.origin);
         }

@@ -1,16 +1,17 @@
 //! Numbers of policies, and of their variants.
 //!
-//! The kernel's tables are per policy, an exception's scope is pods. A pod for which exceptions
-//! are in force therefore gets a *variant* of its policy: a number of its own, made from the
-//! policy's name and the exceptions' names, with tables of its own. An exception never reaches
-//! another pod of the same policy, and two names are never taken for one.
+//! The kernel's tables are per policy, an exception's scope is pods, and a namespace may be kept
+//! from some of the policy's gateways. A pod for which either is so therefore gets a *variant* of
+//! its policy: a number of its own, made from the policy's name and those of the exceptions and
+//! the gateways, with tables of its own. An exception never reaches another pod of the same
+//! policy, nor a gateway one that may not use it, and two names are never taken for one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::key::PolicyId;
 
 use super::select::age;
-use crate::policy::{EgressException, EgressPolicy, Problem, ProblemCode, Snapshot};
+use crate::policy::{EgressException, EgressPolicy, GatewayRef, Problem, ProblemCode, Snapshot};
 
 /// Policies whose number an older one has: they are refused.
 pub(super) struct Numbers<'a> {
@@ -49,11 +50,41 @@ impl<'a> Numbers<'a> {
     }
 }
 
-/// A policy together with the exceptions in force for some of its pods.
+/// A policy together with the exceptions in force for some of its pods, and without the gateways
+/// those may not use.
 pub(super) struct Variant<'a> {
     pub(super) policy: &'a EgressPolicy,
     /// By name.
     pub(super) exceptions: Vec<&'a EgressException>,
+    /// Gateways of the policy that are not these pods'.
+    pub(super) forbidden: BTreeSet<&'a GatewayRef>,
+}
+
+impl Variant<'_> {
+    /// Its number; `round` is above zero where an earlier one was another's.
+    fn number(&self, round: u32) -> PolicyId {
+        if self.exceptions.is_empty() && self.forbidden.is_empty() {
+            return self.policy.id();
+        }
+        let exceptions = self.exceptions.iter().map(|one| format!("\u{1f}{}", one.name));
+        let forbidden = self
+            .forbidden
+            .iter()
+            .map(|one| format!("\u{1e}{}/{}/{}", one.namespace, one.name(), one.service_account));
+        let round = (round > 0).then(|| format!("\u{1d}{round}"));
+        // No name contains a control character.
+        let parts: String = exceptions.chain(forbidden).chain(round).collect();
+        PolicyId::of(&format!("{}{parts}", self.policy.name))
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        let names = |variant: &Self| -> Vec<String> {
+            variant.exceptions.iter().map(|exception| exception.name.clone()).collect()
+        };
+        self.policy.name == other.policy.name
+            && self.forbidden == other.forbidden
+            && names(self) == names(other)
+    }
 }
 
 /// The variants that govern a pod of this node.
@@ -63,32 +94,21 @@ pub(super) struct Variants<'a> {
 }
 
 impl<'a> Variants<'a> {
-    /// The number of a policy with these exceptions. Where it is another's, the pod gets the
-    /// policy without exceptions, and a problem says so.
+    /// The number of a variant. Where it is another's, the pod gets the policy without exceptions,
+    /// and a problem says so; but never with a gateway it may not use.
     pub(super) fn number(
         &mut self,
         numbers: &Numbers<'a>,
-        policy: &'a EgressPolicy,
-        exceptions: Vec<&'a EgressException>,
+        mut variant: Variant<'a>,
         problems: &mut Vec<Problem>,
     ) -> PolicyId {
-        let plain = policy.id();
-        if exceptions.is_empty() {
-            self.used.entry(plain).or_insert(Variant { policy, exceptions });
-            return plain;
-        }
-        let names: Vec<&str> = exceptions.iter().map(|exception| &*exception.name).collect();
-        // No name contains a control character.
-        let number = PolicyId::of(&format!("{}\u{1f}{}", policy.name, names.join("\u{1f}")));
-        let same = |used: &Variant<'_>| {
-            used.policy.name == policy.name
-                && used.exceptions.iter().map(|exception| &*exception.name).eq(names)
-        };
-        if !numbers.owners.contains_key(&number) && self.used.get(&number).is_none_or(same) {
-            self.used.entry(number).or_insert(Variant { policy, exceptions });
+        if let Some(number) = self.take(numbers, &variant, 0) {
+            self.used.entry(number).or_insert(variant);
             return number;
         }
-        problems.extend(exceptions.iter().map(|exception| Problem {
+        let number = variant.number(0);
+        let policy = variant.policy;
+        problems.extend(variant.exceptions.drain(..).map(|exception| Problem {
             code: ProblemCode::IdentityCollision,
             origin: exception.origin.clone(),
             message: format!(
@@ -97,7 +117,23 @@ impl<'a> Variants<'a> {
                 policy.origin, number.0
             ),
         }));
-        self.used.entry(plain).or_insert(Variant { policy, exceptions: Vec::new() });
-        plain
+        let mut round = 0;
+        loop {
+            if let Some(number) = self.take(numbers, &variant, round) {
+                self.used.entry(number).or_insert(variant);
+                return number;
+            }
+            round += 1;
+        }
+    }
+
+    /// The variant's number of this round, unless it is another's.
+    fn take(&self, numbers: &Numbers<'a>, variant: &Variant<'a>, round: u32) -> Option<PolicyId> {
+        let number = variant.number(round);
+        let plain = number == variant.policy.id() && round == 0;
+        let free = plain && variant.exceptions.is_empty() && variant.forbidden.is_empty()
+            || !numbers.owners.contains_key(&number)
+                && self.used.get(&number).is_none_or(|used| used.is(variant));
+        free.then_some(number)
     }
 }

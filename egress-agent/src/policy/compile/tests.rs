@@ -6,6 +6,7 @@ mod exceptions;
 pub(in crate::policy) mod fixture;
 mod gateways;
 mod links;
+mod narrow;
 mod properties;
 mod ranges;
 mod refusals;

@@ -2,10 +2,10 @@
 
 use egress_common::key::{Addr, AddressKey, ExactKey, ExceptionKey, PolicyId, RangeKey};
 use egress_common::packet::{Packet, protocol};
-use egress_common::state::{Exact, Target, range};
+use egress_common::state::{Capture, Exact, Target, range};
 use egress_common::{Reason, Ruling, Subject};
 
-use crate::policy::{Coverage, Desired, Snapshot, Tables};
+use crate::policy::{Coverage, Desired, Narrowed, Snapshot, Tables};
 
 /// An entry and where it came from.
 pub(super) struct Found {
@@ -35,7 +35,8 @@ impl Asked<'_> {
             | Reason::GatewayDraining
             | Reason::Infrastructure
             | Reason::HiddenExternal => self.exact(),
-            Reason::GatewayPort | Reason::GatewayForbidden => self.address(),
+            Reason::GatewayPort => self.address(false),
+            Reason::GatewayForbidden => self.address(true),
             Reason::Cluster => {
                 let listed = |exact: &&Exact| exact.target == Target::Node.number();
                 let node = self.live.exact.get(&self.exact_key()).filter(listed).is_some();
@@ -84,7 +85,8 @@ impl Asked<'_> {
         })
     }
 
-    fn address(&self) -> Option<Found> {
+    /// What is known of the whole address; `forbidden` where the pod may not use the gateway.
+    fn address(&self, forbidden: bool) -> Option<Found> {
         let addr = self.packet.dst;
         self.live.addresses.get(&AddressKey { policy: self.who.policy, addr })?;
         let own = |gateway: &&crate::policy::GatewayState| {
@@ -97,11 +99,33 @@ impl Asked<'_> {
         there.sort_by_key(|gateway| !own(gateway));
         let gateway = there.first();
         let name = gateway.map_or_else(String::new, |gateway| format!(" {}", gateway.name));
-        let named_by =
-            gateway.map(|gateway| format!("EgressPolicy {}", gateway.policies.join(", ")));
+        let named_by = match self.narrowed() {
+            Some(narrowed) if forbidden => Some(narrowed.by.to_string()),
+            _ => gateway.map(|gateway| format!("EgressPolicy {}", gateway.policies.join(", "))),
+        };
         Some(Found {
             text: format!("ADDRESSES[{}, {addr}] = gateway{name}", self.policy()),
             origin: named_by,
+        })
+    }
+
+    /// What keeps the pod's namespace from the gateway that has the address, where the pod's own
+    /// policy names that gateway.
+    pub(super) fn narrowed(&self) -> Option<&Narrowed> {
+        let ip = self.packet.dst.ip();
+        let ambient = self.pod.capture == Capture::Ambient;
+        let named = |narrowed: &Narrowed| {
+            let mut gateways = self.desired.gateways.iter();
+            gateways.any(|one| {
+                one.name == narrowed.gateway
+                    && self.pod.policy.as_ref().is_some_and(|policy| one.policies.contains(policy))
+            })
+        };
+        self.desired.narrowed.iter().find(|narrowed| {
+            narrowed.namespace == self.pod.pod.namespace
+                && narrowed.ambient == ambient
+                && narrowed.addresses.iter().any(|own| own.to_canonical() == ip)
+                && named(narrowed)
         })
     }
 

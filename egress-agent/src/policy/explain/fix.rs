@@ -6,6 +6,7 @@ use egress_common::packet::protocol;
 use egress_common::state::{Exact, Target};
 
 use super::entry::Asked;
+use crate::policy::Narrowed;
 use crate::policy::classify::{Class, Classified};
 use crate::policy::mesh::listen::listening;
 
@@ -50,7 +51,7 @@ pub(super) fn fix(asked: &Asked<'_>, reason: Reason) -> String {
             "use the cluster's resolver, or name this one in spec.resolvers of the policy"
         }
         Reason::RateLimited => "raise the policy's rate, or find what opens so many connections",
-        Reason::GatewayForbidden => "name this gateway in spec.gateways of the pod's policy",
+        Reason::GatewayForbidden => return gateway_forbidden(asked),
         Reason::GatewayDraining => "retry: another endpoint of the gateway takes new connections",
         Reason::Node => "list the node's address, protocol and port in spec.nodes of the policy",
         Reason::UnknownPod => {
@@ -62,6 +63,14 @@ pub(super) fn fix(asked: &Asked<'_>, reason: Reason) -> String {
         Reason::PolicyStale => "restart the agent: its lease has expired",
     };
     text.to_owned()
+}
+
+/// The object that forbids it, or nobody who named it.
+fn gateway_forbidden(asked: &Asked<'_>) -> String {
+    match asked.narrowed() {
+        Some(Narrowed { by, why, .. }) => format!("{by} {why}, or set narrow: false in the policy"),
+        None => "name this gateway in spec.gateways of the pod's policy".to_owned(),
+    }
 }
 
 /// The ports that would have been right.

@@ -11,7 +11,9 @@ use crate::policy::compile::tests::fixture::{
     OUTSIDE, TCP, UDP, World, covered, exact_address, exception, ip, labels, name, net, origin,
     pod, policy, service, slice,
 };
-use crate::policy::mesh::{MeshConfig, MeshGateway, MeshServer, OutboundMode};
+use crate::policy::mesh::{
+    EgressListener, MeshConfig, MeshGateway, MeshServer, OutboundMode, Sidecar,
+};
 
 const NOW: u64 = 1;
 
@@ -419,4 +421,30 @@ fn a_gateways_port_is_told_by_what_the_proxy_binds() {
          which its pods have at 8443: dial that"
     );
     assert!(server(4444).contains("no Service of the gateway leads there"));
+}
+
+#[test]
+fn a_forbidden_gateway_is_told_by_the_object_that_forbids_it() {
+    let mut world = World::new();
+    world.policy_mut("shop").narrow = true;
+    let own = Sidecar {
+        name: name("shop/own"),
+        created: None,
+        selector: labels(&[]),
+        egress: vec![EgressListener { port: None, hosts: vec!["./*".to_owned()] }],
+        outbound: None,
+        origin: origin("Sidecar", "shop/own"),
+    };
+    world.snapshot.mesh.sidecars = vec![own];
+    for text in ["10.1.9.1:8443", "10.96.0.20:443", "10.1.9.1:22"] {
+        let answer = answer(&world, text);
+        assert_eq!(answer.reason, Reason::GatewayForbidden.name(), "{text}");
+        assert_eq!(answer.origin.as_deref(), Some("Sidecar shop/own"), "{text}");
+        assert_eq!(
+            answer.fix,
+            "Sidecar shop/own does not import gateway istio-system/istio-egressgateway into \
+             namespace shop; add istio-system/* or the Service's name to its egress.hosts, or set \
+             narrow: false in the policy"
+        );
+    }
 }

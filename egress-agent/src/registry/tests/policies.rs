@@ -25,7 +25,7 @@ fn a_small_policy_has_the_documented_defaults() {
     let policy = &read.policies["payments"];
     assert_eq!((policy.mode, policy.priority, policy.created), (Mode::Enforce, 0, None));
     assert_eq!((policy.cluster_ranges.as_ref(), policy.resolvers.as_ref()), (None, None));
-    assert!(policy.api_server && policy.istiod);
+    assert!(policy.api_server && policy.istiod && !policy.narrow);
     assert_eq!(policy.on_agent_loss, OnAgentLoss::Hold);
     assert_eq!(policy.gateways[0].target, GatewayTarget::Service("istio-egressgateway".to_owned()));
 }
@@ -47,6 +47,7 @@ spec:
   gateways:
   - {namespace: a, gateway: g, serviceAccount: s}
   - {namespace: a, podSelector: {matchLabels: {x: y}}, ports: [15008], serviceAccount: s}
+  narrow: true
   clusterRanges: [10.0.0.0/8, 'fd00::/16']
   resolvers: [169.254.20.10]
   infrastructure: {apiServer: false, istiod: false, addresses: [{ip: 192.0.2.9, port: 4317}]}
@@ -64,6 +65,7 @@ status: {conditions: []}
     assert_eq!(policy.selector.namespace_labels["team"], "pay");
     assert_eq!(policy.selector.pod_labels["app"], "api");
     assert_eq!(policy.gateways.len(), 2);
+    assert!(policy.narrow);
     assert_eq!(policy.cluster_ranges.as_ref().map(Vec::len), Some(2));
     assert_eq!(policy.resolvers.as_ref().map(Vec::len), Some(1));
     assert!(!policy.api_server && !policy.istiod);

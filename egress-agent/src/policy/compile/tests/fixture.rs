@@ -125,6 +125,7 @@ pub(in crate::policy) fn policy(name: &str, namespaces: &[&str]) -> EgressPolicy
         created: None,
         mode: Mode::Enforce,
         gateways: Vec::new(),
+        narrow: false,
         cluster_ranges: None,
         resolvers: None,
         api_server: true,
