@@ -29,6 +29,7 @@ mod gateway;
 mod gateway_api;
 mod istio;
 mod manifest;
+mod moment;
 mod object;
 mod pod;
 mod policy_object;
@@ -107,6 +108,19 @@ pub enum RegistryError {
 /// The field with what is wrong about it.
 pub fn allowed_range(field: &str, text: &str) -> Result<ipnet::IpNet, String> {
     range::read(field, text, range::Use::Allowed).map_err(|errors| errors.to_string())
+}
+
+/// Whether an object would be taken as it stands, by the rules of its kind; kinds that are not read
+/// always are.
+///
+/// # Errors
+/// Each field that is wrong, with what to do about it.
+pub fn verdict(object: &serde_json::Value) -> Result<(), String> {
+    match object::read(object.clone(), None) {
+        Ok(Some(entry)) => entry.item.map(drop).map_err(|errors| errors.to_string()),
+        Ok(None) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Publishes a snapshot once everything was read, and another after every change, until shutdown.

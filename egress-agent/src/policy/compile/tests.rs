@@ -9,3 +9,4 @@ mod links;
 mod properties;
 mod ranges;
 mod selection;
+mod shadows;
