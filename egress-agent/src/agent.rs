@@ -20,7 +20,7 @@ use crate::identity::cgroup::Kubepods;
 use crate::identity::{cgroup, link, uplink};
 use crate::lock::{Lock, LockError};
 use crate::policy::compile::compile;
-use crate::policy::{ClusterConfig, Desired, Mark, NodeState, Snapshot, Tables};
+use crate::policy::{ClusterConfig, Desired, Mark, NodeState, RejectionCount, Snapshot, Tables};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, registry};
 
@@ -215,11 +215,12 @@ impl Enforcer {
         let (attached, mut applied) = loaded.attach(path, &desired.tables, desired.may_remove)?;
         applied.warnings.extend(attached.link_uplinks(&uplink::uplinks()?)?);
         let tables = attached.actual()?;
-        let state = AgentState {
+        let mut state = AgentState {
             node: inputs.node.clone(),
             source: inputs.source.clone(),
             snapshot,
             desired: Arc::new(desired),
+            rejections: RejectionCount::default(),
             hooks: Arc::new(attached.hooks()),
             usage: Arc::new(attached.usage(&tables)),
             tables: Arc::new(tables),
@@ -230,6 +231,7 @@ impl Enforcer {
             synced_at: jiff::Timestamp::now().as_duration().as_secs_f64(),
             beat: boot_clock(),
         };
+        state.count_rejections();
         let (publish, states) = watch::channel(Arc::new(state));
         let mut enforcer = Self { inputs, attached, publish, told: BTreeSet::new() };
         enforcer.log(&applied);
@@ -368,6 +370,7 @@ impl Enforcer {
                 if refused.is_some() { (applied, rejected + 1) } else { (applied + 1, rejected) };
             state.snapshot = snapshot;
             state.desired = Arc::new(desired);
+            state.count_rejections();
             state.tables = Arc::new(tables);
             state.hooks = Arc::new(hooks);
             state.usage = Arc::new(usage);

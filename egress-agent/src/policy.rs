@@ -18,10 +18,12 @@ pub mod compile;
 pub mod desired;
 pub mod explain;
 pub mod mesh;
+pub mod rejection;
 pub mod snapshot;
 pub mod tables;
 
 pub use desired::{Coverage, CoverageState, Desired, GatewayEndpoint, GatewayState};
+pub use rejection::{RejectReason, Rejection, RejectionCount};
 pub use snapshot::{
     ConnectionRate, Declaration, EgressException, EgressPolicy, ExactAddress, GatewayRef,
     GatewayTarget, Node, Pod, Selector, Service, ServicePort, Slice, SliceEndpoint, Snapshot,
@@ -89,8 +91,10 @@ pub enum ProblemCode {
     GatewayEmpty,
     /// A pod is selected by more than one policy of the same priority.
     PolicyOverlap,
-    /// A gateway endpoint was refused: no matching pod, or not the pinned service account.
+    /// Something was offered as part of a gateway and refused, see [`RejectReason`].
     EndpointRejected,
+    /// A ServiceEntry claims an address of a gateway.
+    GatewayAddressClaimed,
     /// The cluster's ranges are not known, so that `auto` allows nothing.
     ClusterRangesUnknown,
     /// Two names share one identity number; the later one was refused.
@@ -108,6 +112,7 @@ impl ProblemCode {
         Self::GatewayEmpty,
         Self::PolicyOverlap,
         Self::EndpointRejected,
+        Self::GatewayAddressClaimed,
         Self::ClusterRangesUnknown,
         Self::IdentityCollision,
         Self::TableFull,
@@ -122,6 +127,7 @@ impl ProblemCode {
             Self::GatewayEmpty => "gateway_empty",
             Self::PolicyOverlap => "policy_overlap",
             Self::EndpointRejected => "endpoint_rejected",
+            Self::GatewayAddressClaimed => "gateway_address_claimed",
             Self::ClusterRangesUnknown => "cluster_ranges_unknown",
             Self::IdentityCollision => "identity_collision",
             Self::TableFull => "table_full",

@@ -6,7 +6,9 @@ use std::time::Instant;
 use egress_common::Mode;
 
 use crate::datapath::HookStatus;
-use crate::policy::{Desired, Origin, Problem, ProblemCode, Snapshot, Tables};
+use crate::policy::{
+    Desired, Origin, Problem, ProblemCode, Rejection, RejectionCount, Snapshot, Tables,
+};
 
 /// What everything that reports reads: one immutable value per change.
 #[derive(Clone, Debug)]
@@ -19,6 +21,8 @@ pub struct AgentState {
     pub snapshot: Arc<Snapshot>,
     /// What it compiled to.
     pub desired: Arc<Desired>,
+    /// What was refused as part of a gateway since the start.
+    pub rejections: RejectionCount,
     /// What the kernel holds.
     pub tables: Arc<Tables>,
     /// Hooks, verified against the kernel.
@@ -47,6 +51,21 @@ impl AgentState {
         modes.fold(Mode::Off, Mode::max)
     }
 
+    /// Counts and logs what is refused as part of a gateway and was not before.
+    pub(crate) fn count_rejections(&mut self) {
+        for Rejection { gateway, reason, subject, origin } in
+            self.rejections.update(&self.desired.rejected)
+        {
+            let (gateway, origin) = (gateway.to_string(), origin.to_string());
+            let name = reason.name();
+            if reason.is_routine() {
+                tracing::info!(gateway, reason = name, subject, origin, "gateway endpoint refused");
+            } else {
+                tracing::warn!(gateway, reason = name, subject, origin, "gateway endpoint refused");
+            }
+        }
+    }
+
     /// Problems of the registry, of compiling and of applying.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = self.desired.problems.clone();
@@ -71,6 +90,7 @@ impl AgentState {
             node: Some("node-a".to_owned()),
             source: "dir:/manifests".to_owned(),
             snapshot: Arc::new(snapshot),
+            rejections: RejectionCount::default(),
             tables: Arc::new(desired.tables.clone()),
             desired: Arc::new(desired),
             hooks: Arc::default(),

@@ -14,7 +14,7 @@ use crate::agent::AgentState;
 use crate::clock::boot_clock;
 use crate::datapath::{CounterReader, DatapathError};
 use crate::events::LostEvents;
-use crate::policy::{CoverageState, ProblemCode};
+use crate::policy::{CoverageState, ProblemCode, RejectReason};
 
 /// Why a scrape failed.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +122,14 @@ fn agent(state: &AgentState) -> Vec<Family> {
             endpoints.add(&[("gateway", &name), ("state", word)], number(count as u64));
         }
     }
+    let mut rejected = Family::counter(
+        "egress_gateway_rejected_endpoints_total",
+        "What was offered as part of a gateway and refused, by reason, counted as it appeared.",
+    );
+    for reason in RejectReason::ALL {
+        let total = state.rejections.total(*reason);
+        rejected.add(&[("reason", reason.name())], number(total));
+    }
     let mut mode = Family::gauge("egress_enforcement_mode", "1 for the strictest mode in force.");
     for word in Mode::ALL {
         mode.add(&[("mode", word.name())], f64::from(u8::from(state.mode() == *word)));
@@ -166,8 +174,8 @@ fn agent(state: &AgentState) -> Vec<Family> {
         Family::gauge("egress_agent_lease_age_seconds", "Age of the agent's last heartbeat.");
     lease.add(&[], number(boot_clock().saturating_sub(state.beat)) / 1e9);
     vec![
-        pods, endpoints, mode, problems, attached, entries, capacity, applies, generation, synced,
-        lease,
+        pods, endpoints, rejected, mode, problems, attached, entries, capacity, applies,
+        generation, synced, lease,
     ]
 }
 

@@ -10,7 +10,10 @@ use super::collect::{Counted, before_ready, collect};
 use super::ledger::Ledger;
 use super::*;
 use crate::datapath::HookStatus;
-use crate::policy::{Coverage, CoverageState, Desired, GatewayState, ObjectName, Snapshot};
+use crate::policy::{
+    Coverage, CoverageState, Desired, GatewayState, ObjectName, Origin, RejectReason, Rejection,
+    Snapshot,
+};
 
 fn name(namespace: &str, name: &str) -> ObjectName {
     ObjectName { namespace: namespace.to_owned(), name: name.to_owned() }
@@ -114,6 +117,7 @@ fn names_and_labels_are_frozen() {
         "egress_events_lost_total{stage}".to_owned(),
         "egress_events_suppressed_total".to_owned(),
         "egress_gateway_endpoints{gateway,state}".to_owned(),
+        "egress_gateway_rejected_endpoints_total{reason}".to_owned(),
         "egress_node_audit_total{reason}".to_owned(),
         "egress_node_drops_total{reason}".to_owned(),
         format!("egress_pod_bytes_total{{{pod},direction}}"),
@@ -167,6 +171,10 @@ fn what_may_never_have_happened_is_there_at_zero() {
             text.contains(&format!("egress_registry_problems{{code=\"{}\"}} 0\n", code.name()))
         );
     }
+    for reason in RejectReason::ALL {
+        let family = "egress_gateway_rejected_endpoints_total";
+        assert!(text.contains(&format!("{family}{{reason=\"{}\"}} 0\n", reason.name())));
+    }
     for state in CoverageState::ALL {
         assert!(text.contains(&format!("egress_pods{{state=\"{}\"}} ", state.name())));
     }
@@ -191,6 +199,24 @@ fn a_refused_policy_is_a_problem_and_a_count() {
     ] {
         assert!(text.contains(sample), "{sample}");
     }
+}
+
+#[test]
+fn a_refused_endpoint_is_counted_when_it_appears() {
+    let refused = Rejection {
+        gateway: name("istio-system", "egw"),
+        reason: RejectReason::WrongServiceAccount,
+        subject: "10.0.0.9".to_owned(),
+        origin: Origin { kind: "EndpointSlice".to_owned(), name: "x".to_owned(), file: None },
+    };
+    let mut state = state();
+    state.desired = Arc::new(Desired { rejected: vec![refused], ..(*state.desired).clone() });
+    for _ in 0..3 {
+        state.count_rejections();
+    }
+    let text = exposition_of(&state, BTreeMap::new());
+    let sample = "egress_gateway_rejected_endpoints_total{reason=\"wrong_service_account\"} 1\n";
+    assert!(text.contains(sample), "{text}");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //!
 //! Invariant: what cannot be resolved opens nothing, and is said in [`Desired::problems`].
 
+mod claim;
 mod exact;
 mod facts;
 mod gateway;
@@ -41,10 +42,12 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
     let mut desired = Desired {
         may_remove: snapshot.complete,
         gateways: gateways.states(),
+        rejected: gateways.rejected.iter().cloned().collect(),
         problems: snapshot.problems.clone(),
         ..Desired::default()
     };
     desired.problems.extend(gateways.problems.iter().chain(&numbers.problems).cloned());
+    desired.problems.extend(claim::problems(&snapshot.declarations, &gateways));
 
     let mut variants = Variants::default();
     let guard = pods(&facts, &gateways, &numbers, &mut variants, node, &mut desired);

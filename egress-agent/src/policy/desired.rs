@@ -6,7 +6,7 @@ use egress_common::Mode;
 use egress_common::state::Capture;
 use serde::Serialize;
 
-use super::{ExactAddress, ObjectName, Problem, Tables, tables};
+use super::{ExactAddress, ObjectName, Problem, Rejection, Tables, tables};
 
 /// What the kernel should hold, and what to tell people about it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,6 +21,8 @@ pub struct Desired {
     pub coverage: Vec<Coverage>,
     /// Every gateway any policy names.
     pub gateways: Vec<GatewayState>,
+    /// What was offered as part of a gateway and refused, ordered.
+    pub rejected: Vec<Rejection>,
     /// Problems of the snapshot and of compiling it.
     pub problems: Vec<Problem>,
 }

@@ -63,6 +63,8 @@ pub struct Pod {
     pub ips: Vec<IpAddr>,
     /// `status.phase` is Running.
     pub running: bool,
+    /// Condition `Ready`; true where nothing is said.
+    pub ready: bool,
     /// `status.phase` is Succeeded or Failed: it owns no address any more.
     pub finished: bool,
     /// `spec.hostNetwork`.
@@ -71,12 +73,17 @@ pub struct Pod {
     pub capture: Capture,
     /// Uid and gid of the sidecar proxy.
     pub proxy: Option<(u32, u32)>,
+    /// Label [`QUARANTINE`] is set, whatever its value.
+    pub quarantined: bool,
     /// Owning workload: kind (`Deployment`, `StatefulSet`, ...) and name; the pod itself where
     /// nothing owns it.
     pub workload: (String, String),
     /// Where it came from.
     pub origin: Origin,
 }
+
+/// Label that takes a gateway's pod out of service.
+pub const QUARANTINE: &str = "egress-enforcer.io/quarantine";
 
 /// A Service.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,19 +100,23 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// Ports.
     pub ports: Vec<ServicePort>,
+    /// UIDs of the Gateways (of the Gateway API) that own it.
+    pub gateway_owners: Vec<String>,
     /// Where it came from.
     pub origin: Origin,
 }
 
-/// A port of a Service.
+/// A port of a Service or of a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// Name; empty for the only port.
     pub name: String,
-    /// The Service's own port.
+    /// The Service's own port, or the slice's, which is the target.
     pub port: u16,
     /// IP protocol number.
     pub protocol: u8,
+    /// The target of a Service's port; `None` where it is a name, and for a slice's.
+    pub target: Option<u16>,
 }
 
 /// An EndpointSlice.
@@ -242,7 +253,7 @@ pub struct GatewayRef {
 pub enum GatewayTarget {
     /// A Service: its endpoint slices give the ports.
     Service(String),
-    /// A Gateway API Gateway: the Service labelled with its name.
+    /// A Gateway API Gateway: the Service that is labelled with its name and owned by it.
     Gateway(String),
     /// Labels of the pods themselves, with the ports that may be dialled (TCP).
     Pods {

@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::field::{FieldErrors, addresses, typed};
-use super::object::{Object, Protocol, text_enum};
+use super::gateway_api::GATEWAY_API_GROUP;
+use super::object::{Object, OwnerReference, Protocol, text_enum};
 use crate::policy::{ObjectName, Origin, Service, ServicePort, Slice, SliceEndpoint};
 
 /// Label with the name of a slice's Service.
@@ -41,23 +42,39 @@ text_enum! {
 
 /// A port of a Service or a slice; a slice's may have no number, which means every port.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, expecting = "a mapping")]
+#[serde(default, rename_all = "camelCase", expecting = "a mapping")]
 struct Port {
     name: String,
     port: Option<u16>,
     protocol: Protocol,
+    /// A number, or the name of a container's port.
+    target_port: Option<Value>,
 }
 
 /// Ports with a number and a protocol that is known: others cannot be dialled by exact entry.
-fn ports(ports: Vec<Port>) -> Vec<ServicePort> {
+fn ports(ports: Vec<Port>, target: impl Fn(u16, Option<Value>) -> Option<u16>) -> Vec<ServicePort> {
     let known = |port: Port| {
+        let number = port.port.filter(|port| *port != 0)?;
         Some(ServicePort {
-            port: port.port.filter(|port| *port != 0)?,
+            port: number,
             protocol: port.protocol.number()?,
+            target: target(number, port.target_port),
             name: port.name,
         })
     };
     ports.into_iter().filter_map(known).collect()
+}
+
+/// Where a Service's port leads: to the same number where nothing is said, and to nobody knows
+/// where a name stands for it.
+fn target_of(port: u16, target: Option<Value>) -> Option<u16> {
+    match target {
+        None => Some(port),
+        Some(value) => value.as_u64().and_then(|number| match u16::try_from(number) {
+            Ok(0) => Some(port),
+            number => number.ok(),
+        }),
+    }
 }
 
 /// A Service. An ExternalName has no addresses: it is a DNS alias.
@@ -74,6 +91,10 @@ pub(super) fn service(
         ips.extend(spec.cluster_ip);
     }
     ips.retain(|ip| !alias && !ip.is_empty() && ip != "None");
+    let owns = |owner: &&OwnerReference| {
+        let group = owner.api_version.split('/').next().unwrap_or_default();
+        group == GATEWAY_API_GROUP && owner.kind == "Gateway" && !owner.uid.is_empty()
+    };
     let external = if alias { Vec::new() } else { spec.external_ips };
     Ok(Service {
         name: name.clone(),
@@ -81,7 +102,14 @@ pub(super) fn service(
         selector: spec.selector,
         cluster_ips: addresses("spec.clusterIPs", &ips)?,
         external_ips: addresses("spec.externalIPs", &external)?,
-        ports: ports(spec.ports),
+        ports: ports(spec.ports, target_of),
+        gateway_owners: object
+            .metadata
+            .owner_references
+            .iter()
+            .filter(owns)
+            .map(|owner| owner.uid.clone())
+            .collect(),
         origin: origin.clone(),
     })
 }
@@ -158,7 +186,7 @@ pub(super) fn slice(
         name: name.clone(),
         service,
         endpoints,
-        ports: ports(object.ports),
+        ports: ports(object.ports, |_, _| None),
         origin: origin.clone(),
     }))
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::field::{FieldErrors, address, typed};
 use super::object::{Metadata, Object, text_enum};
+use crate::policy::snapshot::QUARANTINE;
 use crate::policy::{ObjectName, Origin, Pod};
 
 /// Set by the kubelet on the API's image of a static pod; the value names the pod's cgroup.
@@ -18,6 +19,8 @@ const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 const AMBIENT: &str = "ambient.istio.io/redirection";
 /// Label of the template that a ReplicaSet was made for, and suffix of the ReplicaSet's name.
 const TEMPLATE_HASH: &str = "pod-template-hash";
+/// The condition of a pod that serves.
+const READY: &str = "Ready";
 const PROXY: &str = "istio-proxy";
 /// User and group of Istio's proxy where its container does not say.
 const PROXY_ID: u32 = 1337;
@@ -50,6 +53,7 @@ struct SecurityContext {
 #[serde(default, rename_all = "camelCase", expecting = "a mapping")]
 struct Status {
     phase: Option<Phase>,
+    conditions: Vec<Condition>,
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
@@ -60,6 +64,14 @@ struct Status {
 #[serde(default, expecting = "a mapping")]
 struct PodIp {
     ip: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
 }
 
 text_enum! {
@@ -97,10 +109,12 @@ pub(super) fn pod(value: Value, name: &ObjectName, origin: &Origin) -> Result<Po
         node: spec.node_name.filter(|node| !node.is_empty()),
         ips: if finished { Vec::new() } else { ips(&status)? },
         running: status.phase == Some(Phase::Running),
+        ready: !status.conditions.iter().any(|one| one.kind == READY && one.status == "False"),
         finished,
         host_network: spec.host_network,
         capture,
         proxy,
+        quarantined: metadata.labels.contains_key(QUARANTINE),
         workload: workload(&metadata, name),
         origin: origin.clone(),
         uid: metadata.uid,

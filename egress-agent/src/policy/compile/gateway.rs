@@ -2,27 +2,28 @@
 //!
 //! An endpoint is an address of an endpoint slice *and* of a running pod in the same namespace
 //! with the pinned service account: neither a forged label nor a poisoned slice adds one. Ports
-//! come from the slices, never from a constant.
+//! come from the slices, never from a constant. What is offered and refused is told
+//! ([`Rejection`]).
 //!
 //! Every address of a gateway is the gateway's whether or not it may be dialled right now, so
 //! that what is no endpoint, or no longer one, is denied and does not pass as any pod's address.
 
-use std::collections::btree_map::Entry;
+mod find;
+mod owner;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egress_common::key::GatewayId;
-use egress_common::packet::protocol;
 
 use super::facts::Facts;
-use super::select::labels_match;
 use crate::policy::{
     ExactAddress, GatewayEndpoint, GatewayRef, GatewayState, GatewayTarget, ObjectName, Origin,
-    Pod, Problem, ProblemCode, Service, SliceEndpoint,
+    Problem, ProblemCode, RejectReason, Rejection,
 };
+use find::Finder;
+use owner::Owners;
 
-/// Health and readiness of Envoy; not a way out.
-const STATUS_PORT: u16 = 15021;
 /// Label Istio puts on the Service of a Gateway API Gateway.
 const GATEWAY_NAME_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
 
@@ -33,6 +34,8 @@ pub(super) struct Gateways {
     pub(super) resolved: BTreeMap<GatewayRef, Resolved>,
     /// UIDs of the pods that are gateways.
     pub(super) pods: BTreeSet<String>,
+    /// What was offered to them and refused.
+    pub(super) rejected: BTreeSet<Rejection>,
     /// What is wrong with them.
     pub(super) problems: Vec<Problem>,
 }
@@ -46,6 +49,10 @@ pub(super) struct Resolved {
     pub(super) endpoints: BTreeMap<ExactAddress, Endpoint>,
     /// Addresses of its pods and Services.
     pub(super) addresses: BTreeSet<IpAddr>,
+    /// UIDs of its pods, the quarantined ones among them.
+    pub(super) pods: BTreeSet<String>,
+    /// The Services it is reached by.
+    pub(super) services: BTreeSet<ObjectName>,
 }
 
 /// What is known of an endpoint.
@@ -58,6 +65,7 @@ pub(super) struct Endpoint {
 impl Gateways {
     pub(super) fn resolve(facts: &Facts<'_>) -> Self {
         let mut all = Self::default();
+        let owners = Owners::of(facts);
         let mut numbers: BTreeMap<GatewayId, ObjectName> = BTreeMap::new();
         let policies = facts.snapshot.policies.values();
         let references: BTreeSet<&GatewayRef> =
@@ -66,9 +74,11 @@ impl Gateways {
             let name = full_name(gateway);
             let owner = numbers.entry(gateway.id()).or_insert_with(|| name.clone());
             let collision = (*owner != name).then(|| owner.clone());
-            let mut found = Finder { facts, gateway, all: &mut all, resolved: Resolved::default() };
-            let exists = found.search();
-            let mut resolved = found.resolved;
+            let mut finder = Finder::new(facts, &owners, gateway);
+            let exists = finder.search();
+            let Finder { mut resolved, rejected, .. } = finder;
+            all.rejected.extend(rejected);
+            all.pods.extend(finder.exempt);
             let (code, message) = if let Some(owner) = collision {
                 resolved.endpoints.clear();
                 let message = format!(
@@ -100,6 +110,7 @@ impl Gateways {
             }
             all.resolved.insert(gateway.clone(), resolved);
         }
+        all.problems.extend(refusals(&all.rejected));
         all
     }
 
@@ -130,7 +141,11 @@ fn missing(gateway: &GatewayRef, name: &ObjectName) -> String {
     let what = match &gateway.target {
         GatewayTarget::Service(service) => format!("no Service {service}"),
         GatewayTarget::Gateway(gateway) => {
-            format!("no Service with the label {GATEWAY_NAME_LABEL}={gateway}")
+            format!(
+                "no Gateway {gateway} of the Gateway API, or no Service that has the label \
+                 {GATEWAY_NAME_LABEL}={gateway} and is owned by that Gateway's UID (one that was \
+                 made by hand is named with `service`)"
+            )
         }
         GatewayTarget::Pods { .. } => {
             "no pod with these labels and this service account".to_owned()
@@ -143,153 +158,31 @@ fn missing(gateway: &GatewayRef, name: &ObjectName) -> String {
     )
 }
 
-/// Finds what one reference stands for.
-struct Finder<'a> {
-    facts: &'a Facts<'a>,
-    gateway: &'a GatewayRef,
-    all: &'a mut Gateways,
-    resolved: Resolved,
-}
-
-impl Finder<'_> {
-    /// Whether what the reference names exists.
-    fn search(&mut self) -> bool {
-        let pods = candidates(self.facts, self.gateway);
-        match &self.gateway.target {
-            GatewayTarget::Pods { labels, ports } => {
-                let named: Vec<&Pod> =
-                    pods.into_iter().filter(|pod| labels_match(labels, &pod.labels)).collect();
-                for pod in &named {
-                    self.take(pod);
-                    for (ip, port) in
-                        pod.ips.iter().flat_map(|ip| ports.iter().map(move |port| (*ip, *port)))
-                    {
-                        let address = ExactAddress { ip, protocol: protocol::TCP, port };
-                        self.endpoint(address, false, Some(pod), &pod.origin);
-                    }
-                }
-                !named.is_empty()
-            }
-            GatewayTarget::Service(_) | GatewayTarget::Gateway(_) => {
-                let services = services(self.facts, self.gateway);
-                for service in &services {
-                    self.of_service(service, &pods);
-                }
-                !services.is_empty()
-            }
-        }
+/// One problem for each object, gateway and reason, naming the first subject: a slice may offer a
+/// thousand addresses.
+fn refusals(rejected: &BTreeSet<Rejection>) -> Vec<Problem> {
+    let mut groups: BTreeMap<(&Origin, &ObjectName, RejectReason), Vec<&str>> = BTreeMap::new();
+    for Rejection { gateway, reason, subject, origin } in rejected {
+        groups.entry((origin, gateway, *reason)).or_default().push(subject);
     }
-
-    fn of_service(&mut self, service: &Service, pods: &[&Pod]) {
-        self.resolved.addresses.extend(&service.cluster_ips);
-        if !service.selector.is_empty() {
-            for pod in pods.iter().filter(|pod| labels_match(&service.selector, &pod.labels)) {
-                self.take(pod);
-            }
-        }
-        let (mut clean, mut serving, mut some) = (true, false, false);
-        for slice in self.facts.slices(&service.name) {
-            for endpoint in &slice.endpoints {
-                for ip in endpoint.addresses.iter().map(IpAddr::to_canonical) {
-                    let Some(pod) = owner(pods, ip, endpoint) else {
-                        clean = false;
-                        self.reject(service, ip, &slice.origin);
-                        continue;
-                    };
-                    self.take(pod);
-                    (serving, some) = (serving || endpoint.serving, some || pod.running);
-                    for port in slice.ports.iter().filter(|port| port.port != STATUS_PORT) {
-                        let address = ExactAddress { ip, protocol: port.protocol, port: port.port };
-                        self.endpoint(address, !endpoint.serving, Some(pod), &slice.origin);
-                    }
-                }
-            }
-        }
-        // A client without a proxy dials the Service; kube-proxy then picks any of its
-        // endpoints, so every one of them must be the gateway's.
-        if clean && some {
-            for port in service.ports.iter().filter(|port| port.port != STATUS_PORT) {
-                for ip in service.cluster_ips.iter().copied() {
-                    let address = ExactAddress { ip, protocol: port.protocol, port: port.port };
-                    self.endpoint(address, !serving, None, &service.origin);
-                }
-            }
-        }
-    }
-
-    /// Takes the pod for one of the gateway's.
-    fn take(&mut self, pod: &Pod) {
-        self.all.pods.insert(pod.uid.clone());
-        self.resolved.addresses.extend(pod.ips.iter().map(IpAddr::to_canonical));
-    }
-
-    /// Adds what may be dialled, unless its pod does not run yet. Where two slices disagree, one
-    /// that serves is enough.
-    fn endpoint(
-        &mut self,
-        address: ExactAddress,
-        draining: bool,
-        pod: Option<&Pod>,
-        origin: &Origin,
-    ) {
-        if pod.is_some_and(|pod| !pod.running) {
-            return;
-        }
-        match self.resolved.endpoints.entry(address) {
-            Entry::Vacant(slot) => {
-                let pod = pod.map(|pod| pod.name.clone());
-                slot.insert(Endpoint { draining, pod, origin: origin.clone() });
-            }
-            Entry::Occupied(mut known) => known.get_mut().draining &= draining,
-        }
-    }
-
-    fn reject(&mut self, service: &Service, ip: IpAddr, origin: &Origin) {
-        self.all.problems.push(Problem {
+    let problem = |((origin, gateway, reason), subjects): (
+        (&Origin, &ObjectName, RejectReason),
+        Vec<&str>,
+    )| {
+        let first = subjects.first().copied().unwrap_or_default();
+        let others = match subjects.len() {
+            0 | 1 => String::new(),
+            more => format!(" (and {} more)", more - 1),
+        };
+        Problem {
             code: ProblemCode::EndpointRejected,
             origin: origin.clone(),
             message: format!(
-                "{ip} is no address of a pod of namespace {} with service account {}, so it is no \
-                 endpoint of gateway {}, and the Service's own address is closed with it; remove \
-                 it from the slice, or correct serviceAccount in the policy",
-                service.name.namespace, self.gateway.service_account, service.name
+                "{first}{others} {}, so it is no endpoint of gateway {gateway}; {}",
+                reason.says(),
+                reason.remedy()
             ),
-        });
-    }
-}
-
-/// Pods that could be the gateway's: its namespace and service account, on the pod network.
-fn candidates<'a>(facts: &Facts<'a>, gateway: &GatewayRef) -> Vec<&'a Pod> {
-    let pods = facts.snapshot.pods.values().filter(|pod| {
-        pod.name.namespace == gateway.namespace
-            && pod.service_account == gateway.service_account
-            && !pod.finished
-            && !pod.host_network
-    });
-    pods.collect()
-}
-
-/// The pod an address belongs to; a target reference must agree.
-fn owner<'a>(pods: &[&'a Pod], ip: IpAddr, endpoint: &SliceEndpoint) -> Option<&'a Pod> {
-    let named = |pod: &&Pod| endpoint.pod_uid.as_ref().is_none_or(|uid| *uid == pod.uid);
-    let owns = |pod: &&Pod| pod.ips.iter().any(|own| own.to_canonical() == ip);
-    pods.iter().copied().filter(named).find(owns)
-}
-
-fn services<'a>(facts: &Facts<'a>, gateway: &GatewayRef) -> Vec<&'a Service> {
-    let all = &facts.snapshot.services;
-    match &gateway.target {
-        GatewayTarget::Service(name) => {
-            let namespace = gateway.namespace.clone();
-            all.get(&ObjectName { namespace, name: name.clone() }).into_iter().collect()
         }
-        GatewayTarget::Gateway(name) => {
-            let named = |service: &&Service| {
-                service.name.namespace == gateway.namespace
-                    && service.labels.get(GATEWAY_NAME_LABEL) == Some(name)
-            };
-            all.values().filter(named).collect()
-        }
-        GatewayTarget::Pods { .. } => Vec::new(),
-    }
+    };
+    groups.into_iter().map(problem).collect()
 }

@@ -8,5 +8,6 @@ mod gateways;
 mod links;
 mod properties;
 mod ranges;
+mod refusals;
 mod selection;
 mod shadows;

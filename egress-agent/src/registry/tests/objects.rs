@@ -143,13 +143,20 @@ fn services_and_slices() {
     let read = snapshot(
         "apiVersion: v1
 kind: Service
-metadata: {name: gw, namespace: istio-system, labels: {a: b}}
+metadata:
+  name: gw
+  namespace: istio-system
+  labels: {a: b}
+  ownerReferences:
+  - {apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, name: out, uid: u-1}
+  - {apiVersion: networking.istio.io/v1, kind: Gateway, name: out, uid: u-2}
+  - {apiVersion: apps/v1, kind: Deployment, name: out, uid: u-3}
 spec:
   clusterIP: 10.96.0.9
   clusterIPs: [10.96.0.9, 'fd00::9']
   externalIPs: [203.0.113.5]
   selector: {istio: egressgateway}
-  ports: [{name: tls, port: 443, targetPort: 8443}, {port: 53, protocol: UDP}, {port: 9, protocol: QUIC}]
+  ports: [{name: tls, port: 443, targetPort: 8443}, {port: 53, protocol: UDP}, {name: web, port: 80, targetPort: http}, {port: 9, protocol: QUIC}]
 ---
 apiVersion: v1
 kind: Service
@@ -190,14 +197,23 @@ endpoints: [{addresses: [198.51.100.1]}]
     let gateway = &read.services[&name("istio-system", "gw")];
     assert_eq!(gateway.cluster_ips.len(), 2);
     assert_eq!(gateway.external_ips.len(), 1);
-    let port = |name: &str, port, protocol| ServicePort { name: name.to_owned(), port, protocol };
-    assert_eq!(gateway.ports, [port("tls", 443, 6), port("", 53, 17)]);
+    let port = |name: &str, port, protocol, target| ServicePort {
+        name: name.to_owned(),
+        port,
+        protocol,
+        target,
+    };
+    assert_eq!(
+        gateway.ports,
+        [port("tls", 443, 6, Some(8443)), port("", 53, 17, Some(53)), port("web", 80, 6, None)]
+    );
+    assert_eq!(gateway.gateway_owners, ["u-1"]);
     for alone in ["headless", "alias"] {
         let service = &read.services[&name("default", alone)];
         assert!(service.cluster_ips.is_empty() && service.external_ips.is_empty(), "{alone}");
     }
     let [slice] = read.slices.as_slice() else { panic!("{:?}", read.slices) };
-    assert_eq!((slice.service.as_str(), &slice.ports), ("gw", &vec![port("tls", 8443, 6)]));
+    assert_eq!((slice.service.as_str(), &slice.ports), ("gw", &vec![port("tls", 8443, 6, None)]));
     let serving: Vec<bool> = slice.endpoints.iter().map(|endpoint| endpoint.serving).collect();
     assert_eq!(serving, [true, false, true]);
     assert_eq!(slice.endpoints[0].pod_uid.as_deref(), Some("u7"));

@@ -11,6 +11,7 @@ use egress_common::{Mode, Reason, decide};
 use ipnet::IpNet;
 
 use crate::policy::compile::compile;
+use crate::policy::mesh::ApiGateway;
 use crate::policy::tables::At;
 use crate::policy::{
     ClusterConfig, Coverage, CoverageState, Desired, EgressException, EgressPolicy, ExactAddress,
@@ -23,6 +24,7 @@ pub(in crate::policy) const UDP: u8 = protocol::UDP;
 pub(in crate::policy) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 /// An address nobody names.
 pub(in crate::policy) const OUTSIDE: &str = "203.0.113.10";
+pub(in crate::policy) const GATEWAY_NAME_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
 pub(in crate::policy) const GATEWAY: &str = "istio-system/istio-egressgateway";
 
 pub(in crate::policy) fn ip(text: &str) -> IpAddr {
@@ -57,6 +59,8 @@ pub(in crate::policy) fn pod(full: &str, ips: &[&str]) -> Pod {
         node: Some("here".to_owned()),
         ips: ips.iter().map(|text| ip(text)).collect(),
         running: true,
+        ready: true,
+        quarantined: false,
         finished: false,
         host_network: false,
         capture: Capture::None,
@@ -79,6 +83,7 @@ pub(in crate::policy) fn service(
         cluster_ips: cluster_ips.iter().map(|text| ip(text)).collect(),
         external_ips: Vec::new(),
         ports: service_ports(ports),
+        gateway_owners: Vec::new(),
         origin: origin("Service", full),
     }
 }
@@ -88,6 +93,7 @@ fn service_ports(ports: &[(&str, u16)]) -> Vec<ServicePort> {
         name: (*name).to_owned(),
         port: *port,
         protocol: TCP,
+        target: None,
     };
     ports.iter().map(port).collect()
 }
@@ -255,6 +261,21 @@ impl World {
 
     pub(in crate::policy) fn service(&mut self, service: Service) {
         self.snapshot.services.insert(service.name.clone(), service);
+    }
+
+    /// The egress gateway's Service as one that Istio made for the Gateway `out` of the Gateway
+    /// API, which the policy `shop` names.
+    pub(in crate::policy) fn gateway_api(&mut self) {
+        let owner = ApiGateway {
+            uid: "u-out".to_owned(),
+            class: "istio".to_owned(),
+            origin: origin("Gateway", "istio-system/out"),
+        };
+        self.snapshot.mesh.api_gateways.insert(name("istio-system/out"), owner);
+        let service = self.service_mut(GATEWAY);
+        service.labels = labels(&[(GATEWAY_NAME_LABEL, "out")]);
+        service.gateway_owners = vec!["u-out".to_owned()];
+        self.policy_mut("shop").gateways = vec![gateway(GatewayTarget::Gateway("out".to_owned()))];
     }
 
     pub(in crate::policy) fn slice(&mut self, slice: Slice) {

@@ -186,26 +186,6 @@ fn a_missing_gateway_opens_nothing_and_is_named_for_each_policy() {
 }
 
 #[test]
-fn a_gateway_api_gateway_is_found_by_the_label_of_its_service() {
-    let mut world = World::new();
-    let key = "gateway.networking.k8s.io/gateway-name";
-    world.policy_mut("shop").gateways = vec![gateway(GatewayTarget::Gateway("out".to_owned()))];
-    assert_eq!(problems(&world.compile()), [(GatewayMissing, "shop")]);
-    world.service_mut(GATEWAY).labels = labels(&[(key, "out")]);
-    assert_eq!(world.ask("10.1.9.1", TCP, 8443), Reason::Gateway);
-    assert_eq!(only(&world.compile().gateways).name.to_string(), "istio-system/out");
-    // The label on another namespace's Service is a tenant's.
-    let mut forged = service("shop/x", &["10.96.0.99"], &[("https", 443)]);
-    forged.labels = labels(&[(key, "out")]);
-    world.service(forged);
-    assert_eq!(world.ask("10.96.0.99", TCP, 443), Reason::Cluster);
-    assert_eq!(world.compile().gateways, {
-        world.snapshot.services.remove(&name("shop/x"));
-        world.compile().gateways
-    });
-}
-
-#[test]
 fn pods_named_directly_are_dialled_at_the_listed_ports() {
     let mut world = World::new();
     let target =
