@@ -115,9 +115,9 @@ async fn answer(State(states): State<States>, Query(asked): Query<Asked>) -> Res
         let error = format!("this node has no pod `{}`", asked.pod);
         return refuse(StatusCode::NOT_FOUND, error, hint);
     };
-    let declarations = &state.snapshot.declarations;
     let now = boot_clock();
-    Json(explain(&state.desired, &state.tables, declarations, pod, &question, now)).into_response()
+    Json(explain(&state.desired, &state.tables, &state.snapshot, pod, &question, now))
+        .into_response()
 }
 
 /// The names most like the one asked for.

@@ -14,6 +14,7 @@ use egress_common::key::PodId;
 use ipnet::IpNet;
 use serde::Serialize;
 
+pub mod classify;
 pub mod compile;
 pub mod desired;
 pub mod explain;

@@ -9,6 +9,8 @@ use jiff::Timestamp;
 use super::aggregate::{Process, Report};
 use crate::agent::AgentState;
 use crate::clock::boot_clock;
+use crate::policy::classify::{Class, Destination, classify};
+use crate::policy::mesh::scope::Client;
 
 /// A report with every name that is known.
 pub(super) struct Named {
@@ -40,7 +42,9 @@ pub(super) struct Named {
     pub(super) process: Option<Process>,
     /// Uid of the packet's socket, where no process is known.
     pub(super) socket_uid: Option<u32>,
-    /// The ServiceEntry that declares the destination.
+    /// What the mesh says of the destination; `None` where the pod is not known.
+    pub(super) class: Option<Class>,
+    /// The ServiceEntry that declares the destination, for this namespace or for others.
     pub(super) declared_by: Option<String>,
     /// A packet that no call stands behind, see [`evades`].
     pub(super) evasion: bool,
@@ -55,9 +59,9 @@ pub(super) fn attribute(report: &Report, state: &AgentState, sequence: u64) -> N
         gateway.id == event.gateway.0 && event.gateway != egress_common::key::GatewayId::NONE
     });
     let dst = event.dst.ip();
-    let declared = state.snapshot.declarations.iter().find(|declaration| {
-        declaration.addresses.iter().any(|net| net.contains(&dst))
-            && (declaration.ports.is_empty() || declaration.ports.contains(&event.dst_port))
+    let destination = Destination { host: None, ip: Some(dst), port: event.dst_port };
+    let classified = coverage.map(|coverage| {
+        classify(&state.snapshot, &Client::of(&state.snapshot, coverage), &destination)
     });
     let hook = Hook::from_number(event.hook).unwrap_or(Hook::PodEgress);
     let capture = coverage.map_or(Capture::None, |pod| pod.capture);
@@ -89,7 +93,10 @@ pub(super) fn attribute(report: &Report, state: &AgentState, sequence: u64) -> N
             || coverage.is_some_and(|pod| evades(pod.capture, report)),
         process: report.process.clone(),
         socket_uid: (event.uid != u32::MAX).then_some(event.uid),
-        declared_by: declared.map(|declaration| declaration.name.to_string()),
+        class: classified.map(|classified| classified.class),
+        declared_by: classified
+            .and_then(|classified| classified.declaration)
+            .map(|declaration| declaration.name.to_string()),
     }
 }
 

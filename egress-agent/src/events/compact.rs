@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::attribute::{Named, protocol_name};
+use crate::policy::classify::Class;
 
 /// The line.
 pub(super) fn line(named: &Named) -> String {
@@ -38,7 +39,9 @@ pub(super) fn line(named: &Named) -> String {
         line.push_str("  EVASION");
     }
     if let Some(declared) = &named.declared_by {
-        let _ = write!(line, "  declared by {declared}");
+        let scope =
+            if named.class == Some(Class::OtherNamespace) { " for other namespaces" } else { "" };
+        let _ = write!(line, "  declared by {declared}{scope}");
     }
     let _ = write!(line, "  [{} line {}, gen {}]", named.hook, named.line, named.generation);
     if named.count > 1 {

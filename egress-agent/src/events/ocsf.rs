@@ -7,6 +7,7 @@ use egress_common::Verdict;
 use serde_json::{Map, Value, json};
 
 use super::attribute::{Named, protocol_name};
+use crate::policy::classify::Class;
 
 /// The object.
 pub(super) fn object(named: &Named) -> Value {
@@ -109,6 +110,7 @@ fn unmapped(named: &Named) -> Value {
         "egress.capture": named.capture.name(),
         "egress.gateway": named.gateway,
         "egress.evasion": named.evasion,
+        "egress.declaration": named.class.map(Class::name),
         "egress.declared_by": named.declared_by,
         "egress.packet_bytes": named.packets_bytes,
         "egress.socket_uid": named.socket_uid,

@@ -184,6 +184,7 @@ fn a_drop_in_ocsf() {
             "egress.capture": "none",
             "egress.gateway": "",
             "egress.evasion": false,
+            "egress.declaration": "declared",
             "egress.declared_by": "shop/stripe",
             "egress.packet_bytes": 74,
             "egress.socket_uid": null,

@@ -5,6 +5,7 @@
 
 mod entry;
 mod fix;
+mod mesh;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +17,7 @@ use egress_common::{Addr, Subject, Verdict, decide};
 use serde::{Deserialize, Serialize};
 
 use super::tables::At;
-use super::{Coverage, Declaration, Desired, Tables};
+use super::{Coverage, Desired, Snapshot, Tables};
 use entry::{Asked, Found};
 
 /// A destination to ask about.
@@ -96,6 +97,8 @@ pub struct Explanation {
     pub mode: String,
     /// Generation the kernel runs.
     pub generation: u32,
+    /// What the mesh says of a destination outside; nothing of one inside.
+    pub mesh: Option<String>,
     /// What to do about it.
     pub fix: String,
 }
@@ -114,6 +117,9 @@ impl fmt::Display for Explanation {
         }
         let policy = self.policy.as_deref().unwrap_or("none");
         writeln!(f, "  policy  {policy}, mode {}, generation {}", self.mode, self.generation)?;
+        if let Some(mesh) = &self.mesh {
+            writeln!(f, "  mesh    {mesh}")?;
+        }
         write!(f, "  do      {}", self.fix)
     }
 }
@@ -143,7 +149,7 @@ pub const LINES: [&str; 17] = [
 pub fn explain(
     desired: &Desired,
     live: &Tables,
-    declarations: &[Declaration],
+    snapshot: &Snapshot,
     pod: &Coverage,
     question: &Question,
     now: u64,
@@ -152,7 +158,7 @@ pub fn explain(
     let packet = first_packet(&subject, question);
     let ruling = decide(&subject, &packet, &At { tables: live, now });
     let verdict = subject.verdict(ruling.reason);
-    let asked = Asked { desired, live, pod, who: &subject, packet: &packet, now };
+    let asked = Asked { desired, live, snapshot, pod, who: &subject, packet: &packet, now };
     let (entry, origin) = match asked.found(ruling) {
         Some(Found { text, origin }) => (Some(text), origin),
         None => (None, None),
@@ -170,7 +176,8 @@ pub fn explain(
         policy: pod.policy.clone(),
         mode: subject.mode.name().to_owned(),
         generation: live.config.generation,
-        fix: fix::fix(&asked, declarations, ruling.reason),
+        mesh: mesh::says(&asked, ruling.reason),
+        fix: fix::fix(&asked, ruling.reason),
     }
 }
 

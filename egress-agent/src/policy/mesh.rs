@@ -5,6 +5,10 @@ use std::collections::BTreeMap;
 
 use super::{ObjectName, Origin};
 
+pub mod host;
+pub mod listen;
+pub mod scope;
+
 /// Istio's root namespace where the mesh's configuration names no other.
 pub const ISTIO_NAMESPACE: &str = "istio-system";
 

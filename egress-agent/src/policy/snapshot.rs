@@ -327,3 +327,11 @@ pub struct Declaration {
     /// Where it came from.
     pub origin: Origin,
 }
+
+/// Whether `labels` has every pair that is wanted.
+pub(crate) fn labels_match(
+    wanted: &BTreeMap<String, String>,
+    labels: &BTreeMap<String, String>,
+) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}

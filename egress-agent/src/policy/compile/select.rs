@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use egress_common::Mode;
 
 use super::gateway::Gateways;
+use crate::policy::snapshot::labels_match;
 use crate::policy::{
     ClusterConfig, CoverageState, EgressException, EgressPolicy, ObjectName, Pod, Problem,
     ProblemCode, Selector, Snapshot,
@@ -132,12 +133,4 @@ fn selects(selector: &Selector, snapshot: &Snapshot, pod: &Pod) -> bool {
     (selector.namespaces.is_empty() || selector.namespaces.contains(&pod.name.namespace))
         && labels_match(&selector.namespace_labels, namespace)
         && labels_match(&selector.pod_labels, &pod.labels)
-}
-
-/// Whether `labels` has every pair that is wanted.
-pub(super) fn labels_match(
-    wanted: &BTreeMap<String, String>,
-    labels: &BTreeMap<String, String>,
-) -> bool {
-    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }

@@ -5,7 +5,7 @@ use egress_common::packet::{Packet, protocol};
 use egress_common::state::{Exact, Target, range};
 use egress_common::{Reason, Ruling, Subject};
 
-use crate::policy::{Coverage, Desired, Tables};
+use crate::policy::{Coverage, Desired, Snapshot, Tables};
 
 /// An entry and where it came from.
 pub(super) struct Found {
@@ -17,6 +17,7 @@ pub(super) struct Found {
 pub(super) struct Asked<'a> {
     pub(super) desired: &'a Desired,
     pub(super) live: &'a Tables,
+    pub(super) snapshot: &'a Snapshot,
     pub(super) pod: &'a Coverage,
     pub(super) who: &'a Subject,
     pub(super) packet: &'a Packet,

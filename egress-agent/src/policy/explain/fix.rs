@@ -6,10 +6,11 @@ use egress_common::packet::protocol;
 use egress_common::state::{Exact, Target};
 
 use super::entry::Asked;
-use crate::policy::Declaration;
+use crate::policy::classify::{Class, Classified};
+use crate::policy::mesh::listen::listening;
 
 /// The sentence.
-pub(super) fn fix(asked: &Asked<'_>, declarations: &[Declaration], reason: Reason) -> String {
+pub(super) fn fix(asked: &Asked<'_>, reason: Reason) -> String {
     let text = match reason {
         Reason::Exempt => {
             "nothing: no policy judges this pod; select it in an EgressPolicy to change that"
@@ -22,7 +23,7 @@ pub(super) fn fix(asked: &Asked<'_>, declarations: &[Declaration], reason: Reaso
         | Reason::Cluster => "nothing: it is allowed",
         Reason::Exception => "nothing for now: it stops with the exception",
         Reason::GatewayPort => return gateway_port(asked),
-        Reason::NotGateway => return not_gateway(asked, declarations),
+        Reason::NotGateway => return not_gateway(asked),
         Reason::Ethertype | Reason::Malformed | Reason::Fragment => {
             "find the process that sends it: no ordinary socket does"
         }
@@ -72,7 +73,9 @@ fn gateway_port(asked: &Asked<'_>) -> String {
             .then(|| format!("{}/{}", key.port(), super::entry::protocol_name(key.protocol())))
     };
     let open: Vec<String> = asked.live.exact.iter().filter_map(open).collect();
-    if open.is_empty() {
+    if let Some(text) = served(asked) {
+        text
+    } else if open.is_empty() {
         "nothing at this address may be dialled now: see the gateway's endpoints and problems in \
          `egress-agent status`"
             .to_owned()
@@ -81,8 +84,33 @@ fn gateway_port(asked: &Asked<'_>) -> String {
     }
 }
 
+/// What an Istio Gateway makes of the number that was dialled, where it is not what is bound.
+fn served(asked: &Asked<'_>) -> Option<String> {
+    let (ip, port) = (asked.packet.dst.ip(), asked.packet.dst_port);
+    let there = |name: &crate::policy::ObjectName| {
+        let mut pods = asked.snapshot.pods.values();
+        pods.any(|pod| pod.name == *name && pod.ips.iter().any(|own| own.to_canonical() == ip))
+    };
+    let mut servers = asked.snapshot.mesh.gateways.values().flat_map(|gateway| {
+        listening(asked.snapshot, gateway).into_iter().map(move |one| (gateway, one))
+    });
+    let (gateway, server) = servers.find(|(_, one)| one.server == port && there(&one.pod))?;
+    match server.service {
+        None => Some(format!(
+            "{} serves port {port}, but no Service of the gateway leads there: add the port to the \
+             Service",
+            gateway.origin
+        )),
+        Some(service) if server.target != port => Some(format!(
+            "{} serves port {port} of Service {service}, which its pods have at {}: dial that",
+            gateway.origin, server.target
+        )),
+        Some(_) => None,
+    }
+}
+
 /// Declared or not: who should have taken the connection to the gateway.
-fn not_gateway(asked: &Asked<'_>, declarations: &[Declaration]) -> String {
+fn not_gateway(asked: &Asked<'_>) -> String {
     let policy = asked.pod.policy.as_ref();
     let own = asked
         .desired
@@ -102,35 +130,32 @@ fn not_gateway(asked: &Asked<'_>, declarations: &[Declaration]) -> String {
              an EgressException"
         );
     }
-    let declares = |declaration: &&Declaration| {
-        let dialled = asked.packet.dst_port;
-        visible(declaration, &asked.pod.pod.namespace)
-            && declaration.addresses.iter().any(|net| net.contains(&asked.packet.dst.ip()))
-            && (declaration.ports.is_empty() || declaration.ports.contains(&dialled))
-    };
-    match declarations.iter().find(declares) {
-        Some(declared) if declared.routed_by.is_empty() => format!(
+    let Classified { class, declaration, hidden_by } = asked.classified();
+    match (class, declaration) {
+        (Class::Declared, Some(declared)) if declared.routed_by.is_empty() => format!(
             "{} declares it, but no VirtualService routes it: route it through {gateways}",
             declared.origin
         ),
-        Some(declared) => format!(
+        (Class::Declared, Some(declared)) => format!(
             "{} declares it and it is routed: this process went around its proxy; send it through \
              the mesh",
             declared.origin
         ),
-        None => format!(
+        (Class::OtherNamespace, Some(declared)) => {
+            let namespace = &asked.pod.pod.namespace;
+            let remedy = match hidden_by {
+                Some(sidecar) => format!("import it in {}", sidecar.origin),
+                None => format!("export it to {namespace} with its exportTo"),
+            };
+            format!(
+                "{} declares it, but not for namespace {namespace}: {remedy}, or declare it there, \
+                 and route it through {gateways}",
+                declared.origin
+            )
+        }
+        (Class::Declared | Class::OtherNamespace | Class::Undeclared, _) => format!(
             "declare it with a ServiceEntry and route it through {gateways}, or open it for a time \
              with an EgressException"
         ),
     }
-}
-
-/// Whether the declaration is exported to the namespace.
-fn visible(declaration: &Declaration, namespace: &str) -> bool {
-    declaration.export_to.is_empty()
-        || declaration.export_to.iter().any(|to| match to.as_str() {
-            "*" => true,
-            "." => declaration.name.namespace == namespace,
-            named => named == namespace,
-        })
 }

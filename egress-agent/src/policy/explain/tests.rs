@@ -8,9 +8,10 @@ use egress_common::{Mode, Reason};
 use super::*;
 use crate::policy::Declaration;
 use crate::policy::compile::tests::fixture::{
-    OUTSIDE, TCP, UDP, World, covered, exact_address, exception, ip, name, net, origin, pod,
-    policy, service, slice,
+    OUTSIDE, TCP, UDP, World, covered, exact_address, exception, ip, labels, name, net, origin,
+    pod, policy, service, slice,
 };
+use crate::policy::mesh::{MeshConfig, MeshGateway, MeshServer, OutboundMode};
 
 const NOW: u64 = 1;
 
@@ -26,7 +27,8 @@ fn answer(world: &World, text: &str) -> Explanation {
 fn answer_with(world: &World, text: &str, declarations: &[Declaration]) -> Explanation {
     let desired = world.compile();
     let pod = covered(&desired, "shop/web");
-    explain(&desired, &desired.tables, declarations, pod, &question(text), NOW)
+    let snapshot = Snapshot { declarations: declarations.to_vec(), ..world.snapshot.clone() };
+    explain(&desired, &desired.tables, &snapshot, pod, &question(text), NOW)
 }
 
 #[test]
@@ -298,12 +300,14 @@ fn a_pod_the_kernel_does_not_hold_is_unknown() {
     let world = World::new();
     let desired = world.compile();
     let (pod, empty) = (covered(&desired, "shop/web"), Tables::default());
-    let answer = explain(&desired, &empty, &[], pod, &question("203.0.113.10:443"), NOW);
+    let answer =
+        explain(&desired, &empty, &world.snapshot, pod, &question("203.0.113.10:443"), NOW);
     assert_eq!(answer.reason, "unknown_pod");
     // Another pod's entry under the same index is not this pod's.
     let mut taken = desired.tables.clone();
     taken.interfaces.get_mut(&7).unwrap().id = PodId::of("another");
-    let answer = explain(&desired, &taken, &[], pod, &question("203.0.113.10:443"), NOW);
+    let answer =
+        explain(&desired, &taken, &world.snapshot, pod, &question("203.0.113.10:443"), NOW);
     assert_eq!(answer.reason, "unknown_pod");
 }
 
@@ -353,13 +357,16 @@ fn what_is_outside_is_told_by_who_declares_it() {
     for (case, other) in [
         Declaration { ports: vec![80], ..declared.clone() },
         Declaration { addresses: vec![net("198.51.100.0/24")], ..declared.clone() },
-        Declaration { export_to: vec![".".to_owned()], ..declared.clone() },
-        Declaration { export_to: vec!["bank".to_owned()], ..declared.clone() },
     ]
     .into_iter()
     .enumerate()
     {
         assert!(fix(&other, text).starts_with("declare it with a ServiceEntry"), "{case}");
+    }
+    for export_to in [".", "bank"] {
+        let elsewhere = Declaration { export_to: vec![export_to.to_owned()], ..declared.clone() };
+        let told = fix(&elsewhere, text);
+        assert!(told.contains("not for namespace shop: export it to shop"), "{told}");
     }
     let here = Declaration { export_to: vec!["shop".to_owned()], ..declared.clone() };
     assert!(fix(&here, text).contains("declares it, but"));
@@ -372,4 +379,44 @@ fn a_policy_without_gateways_is_told_to_name_one() {
     world.policy_mut("shop").gateways.clear();
     assert!(answer(&world, "203.0.113.10:443").fix.starts_with("name a gateway"));
     assert_eq!(question("203.0.113.10:443/udp").protocol, UDP);
+}
+
+#[test]
+fn the_mesh_is_asked_about_what_is_outside() {
+    let mut world = everything();
+    let mesh = |world: &World, text: &str| answer(world, text).mesh;
+    let outside = "203.0.113.10:443";
+    assert_eq!(mesh(&world, "10.1.9.1:8443"), None);
+    assert_eq!(
+        mesh(&world, outside).unwrap(),
+        "undeclared: no proxy asks whether it is",
+        "the pod is not captured"
+    );
+    world.pod_mut("shop/web").capture = Capture::Sidecar;
+    let refused = MeshConfig { outbound: Some(OutboundMode::RegistryOnly), ..Default::default() };
+    assert!(mesh(&world, outside).unwrap().contains("ALLOW_ANY, by the mesh's configuration"));
+    world.snapshot.mesh.configs.insert(String::new(), refused);
+    assert!(mesh(&world, outside).unwrap().contains("REGISTRY_ONLY, by the mesh's configuration"));
+    world.pod_mut("shop/web").capture = Capture::Ambient;
+    assert!(mesh(&world, outside).unwrap().contains("ztunnel passes it on"));
+}
+
+#[test]
+fn a_gateways_port_is_told_by_what_the_proxy_binds() {
+    let mut world = World::new();
+    let mut server = |port| {
+        let gateway = MeshGateway {
+            selector: labels(&[("istio", "egressgateway")]),
+            servers: vec![MeshServer { port, hosts: Vec::new() }],
+            origin: origin("Gateway", "istio-system/stripe"),
+        };
+        world.snapshot.mesh.gateways.insert(name("istio-system/stripe"), gateway);
+        answer(&world, &format!("10.1.9.1:{port}")).fix
+    };
+    assert_eq!(
+        server(443),
+        "Gateway istio-system/stripe serves port 443 of Service istio-system/istio-egressgateway, \
+         which its pods have at 8443: dial that"
+    );
+    assert!(server(4444).contains("no Service of the gateway leads there"));
 }

@@ -4,19 +4,12 @@ use std::collections::BTreeMap;
 
 use super::VirtualService;
 use crate::policy::mesh::MeshGateway;
+use crate::policy::mesh::host::overlaps;
+use crate::policy::snapshot::labels_match;
 use crate::policy::{GatewayTarget, ObjectName, Service, Snapshot};
 
 /// Label of the Service that Istio or another controller runs for a Gateway API Gateway.
 const MANAGED_GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
-
-/// Whether the pattern (exact, `*` or `*.suffix`) covers the host or the reverse.
-fn overlaps(pattern: &str, host: &str) -> bool {
-    let covers = |pattern: &str, host: &str| match pattern.strip_prefix('*') {
-        Some(suffix) => host.len() >= suffix.len() && host.ends_with(suffix),
-        None => pattern.eq_ignore_ascii_case(host),
-    };
-    covers(pattern, host) || covers(host, pattern)
-}
 
 /// Notes for every declaration which VirtualServices send its hosts through a gateway: a Service
 /// that a policy trusts, that is managed for a Gateway API Gateway, or whose pods an Istio
@@ -50,17 +43,14 @@ fn is_gateway(snapshot: &Snapshot, service: &Service, host: &str) -> bool {
         gateway.namespace == service.name.namespace
             && gateway.target == GatewayTarget::Service(service.name.name.clone())
     });
-    let subset = |wanted: &BTreeMap<String, String>, labels: &BTreeMap<String, String>| {
-        wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
-    };
     let selected = |gateway: &MeshGateway| {
         // The pods may carry more labels than the Service asks for.
         let by_pods = || {
             !service.selector.is_empty()
                 && snapshot.pods.values().any(|pod| {
                     pod.name.namespace == service.name.namespace
-                        && subset(&service.selector, &pod.labels)
-                        && subset(&gateway.selector, &pod.labels)
+                        && labels_match(&service.selector, &pod.labels)
+                        && labels_match(&gateway.selector, &pod.labels)
                 })
         };
         gateway
@@ -68,7 +58,7 @@ fn is_gateway(snapshot: &Snapshot, service: &Service, host: &str) -> bool {
             .iter()
             .flat_map(|server| &server.hosts)
             .any(|pattern| overlaps(pattern, host))
-            && (subset(&gateway.selector, &service.selector) || by_pods())
+            && (labels_match(&gateway.selector, &service.selector) || by_pods())
     };
     trusted
         || service.labels.contains_key(MANAGED_GATEWAY)

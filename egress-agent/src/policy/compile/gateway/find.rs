@@ -10,7 +10,7 @@ use egress_common::state::Capture;
 use super::owner::{Owners, belongs};
 use super::{Endpoint, GATEWAY_NAME_LABEL, Resolved, full_name};
 use crate::policy::compile::facts::Facts;
-use crate::policy::compile::select::labels_match;
+use crate::policy::snapshot::labels_match;
 use crate::policy::{
     ExactAddress, GatewayRef, GatewayTarget, ObjectName, Origin, Pod, RejectReason, Rejection,
     Service, ServicePort,
