@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::select::{labels_match, rank};
+use super::select::rank;
+use crate::policy::snapshot::labels_match;
 use crate::policy::{EgressPolicy, Selector};
 
 /// For each policy that can govern no pod, the first policy that goes before it everywhere.
