@@ -15,6 +15,7 @@ mod identity;
 mod link;
 mod ranges;
 mod select;
+mod shadow;
 mod uplink;
 
 use egress_common::Mode;
@@ -30,6 +31,8 @@ use gateway::Gateways;
 use hidden::Suspects;
 use identity::{Numbers, Variants};
 use select::{Overlaps, Ranked, exceptions_for};
+
+pub use shadow::shadowed;
 
 /// Compiles a snapshot for one node.
 pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -> Desired {

@@ -10,3 +10,4 @@ mod properties;
 mod ranges;
 mod refusals;
 mod selection;
+mod shadows;
