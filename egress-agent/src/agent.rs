@@ -1,11 +1,12 @@
 //! The only place that knows everybody: registry in, kernel out, and what is told about it.
 
+mod propagation;
 mod state;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use egress_common::Mode;
 use tokio::sync::{Notify, watch};
@@ -21,10 +22,12 @@ use crate::identity::{cgroup, link, uplink};
 use crate::lock::{Lock, LockError};
 use crate::policy::compile::compile;
 use crate::policy::{ClusterConfig, Desired, Mark, NodeState, RejectionCount, Snapshot, Tables};
+use crate::registry::{Published, Registry, RegistryError};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, registry};
 
-pub use state::AgentState;
+pub use propagation::Propagation;
+pub use state::{AgentState, Known};
 
 /// Why the agent ended.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +35,9 @@ pub enum RunError {
     /// The configuration was refused.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The registry that was named cannot be followed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// Another agent runs here.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -65,7 +71,7 @@ impl RunError {
     /// The documented exit code.
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) => exit::USAGE,
+            Self::Config(_) | Self::Registry(_) => exit::USAGE,
             Self::Lock(LockError::Held { .. }) => exit::LOCKED,
             Self::Preflight(_) => exit::CANNOT_ENFORCE,
             Self::Lock(LockError::Unusable { .. }) | Self::Failed(_) => exit::FAILED,
@@ -86,6 +92,8 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     let cluster = file.cluster(&path)?;
     let lease = file.lease(&path)?;
     let mark = file.mark(&path)?;
+    let node = arguments.node_name.clone().or_else(|| file.node_name.clone());
+    let registry = Registry::open(&arguments.registry, node.as_deref()).await?;
     let _lock = Lock::take(&arguments.datapath.run_dir)?;
     let options = Options {
         bpffs: arguments.datapath.bpffs.clone(),
@@ -101,10 +109,9 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     let (trigger, shutdown) = supervise::pair();
     let mut tasks = Tasks::default();
 
-    let (publish, mut snapshots) = watch::channel(Arc::new(Snapshot::default()));
-    let source = arguments.registry.clone();
+    let (publish, mut published) = registry::channel();
     let until = shutdown.clone();
-    tasks.start("registry", async move { Ok(registry::run(source, publish, until).await?) });
+    tasks.start("registry", async move { Ok(registry.follow(publish, until).await?) });
     let wake = Arc::new(Notify::new());
     let (watched, notify, until) = (kubepods.clone(), Arc::clone(&wake), shutdown.clone());
     tasks.start("cgroups", async move { Ok(cgroup::watch(watched, notify, until).await?) });
@@ -122,7 +129,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     .map_err(|error| anyhow::anyhow!("cannot open the event output: {error}"))?;
 
     let inputs = Inputs {
-        node: arguments.node_name.clone().or_else(|| file.node_name.clone()),
+        node,
         source: arguments.registry.to_string(),
         cluster,
         kubepods,
@@ -131,7 +138,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         mark,
     };
     // Probes answer from the start; nothing else does before the first snapshot is applied.
-    let readiness = metrics::Readiness::default();
+    let readiness = metrics::Readiness::new(published.health.clone());
     let (ready, until) = (readiness.clone(), shutdown.clone());
     tasks.start("http", async move { Ok(metrics::serve(listener, ready, until).await?) });
     let until = shutdown.clone();
@@ -139,16 +146,15 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         let mut until = until;
         tokio::select! {
             () = until.requested() => return Ok(()),
-            first = snapshots.wait_for(|snapshot| snapshot.revision > 0) => drop(first?),
+            first = published.snapshots.wait_for(|known| known.revision > 0) => drop(first?),
         }
-        let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        let (mut enforcer, states) = Enforcer::start(inputs, loaded, snapshot)?;
+        let (mut enforcer, states) = Enforcer::start(inputs, loaded, published)?;
         let reader = enforcer.attached.reader()?;
         readiness.ready(states.clone(), reader, outlet.lost());
         let mut tasks = Tasks::default();
         enforcer.report(&mut tasks, &states, outlet, admin, &until)?;
         tasks.start("counters", metrics::keep(readiness, until.clone()));
-        tasks.start("enforcer", enforcer.follow(snapshots, wake, until.clone()));
+        tasks.start("enforcer", enforcer.follow(wake, until.clone()));
         tasks.until(until).await
     };
     tasks.start("agent", main);
@@ -198,6 +204,7 @@ const SECOND: i128 = 1_000_000_000;
 struct Enforcer {
     inputs: Inputs,
     attached: Attached,
+    registry: Published,
     publish: watch::Sender<Arc<AgentState>>,
     told: BTreeSet<String>,
 }
@@ -208,8 +215,9 @@ impl Enforcer {
     fn start(
         inputs: Inputs,
         loaded: Loaded,
-        snapshot: Arc<Snapshot>,
+        mut registry: Published,
     ) -> anyhow::Result<(Self, States)> {
+        let snapshot = Arc::clone(&registry.snapshots.borrow_and_update());
         let desired = inputs.compile(&snapshot, &loaded.actual()?, loaded.held())?;
         let path: &Path = &inputs.kubepods.path;
         let (attached, mut applied) = loaded.attach(path, &desired.tables, desired.may_remove)?;
@@ -227,13 +235,13 @@ impl Enforcer {
             refused: None,
             warnings: applied.warnings.clone(),
             applies: (1, 0),
-            synced: Instant::now(),
-            synced_at: jiff::Timestamp::now().as_duration().as_secs_f64(),
+            registry: Known::of(&registry.health.borrow()),
+            propagation: Propagation::default(),
             beat: boot_clock(),
         };
         state.count_rejections();
         let (publish, states) = watch::channel(Arc::new(state));
-        let mut enforcer = Self { inputs, attached, publish, told: BTreeSet::new() };
+        let mut enforcer = Self { inputs, attached, registry, publish, told: BTreeSet::new() };
         enforcer.log(&applied);
         Ok((enforcer, states))
     }
@@ -271,17 +279,12 @@ impl Enforcer {
         Ok(())
     }
 
-    async fn follow(
-        mut self,
-        mut snapshots: watch::Receiver<Arc<Snapshot>>,
-        wake: Arc<Notify>,
-        mut shutdown: Shutdown,
-    ) -> anyhow::Result<()> {
+    async fn follow(mut self, wake: Arc<Notify>, mut shutdown: Shutdown) -> anyhow::Result<()> {
         let mut beats = tokio::time::interval(Duration::from_secs(1));
         loop {
             tokio::select! {
                 () = shutdown.requested() => return Ok(()),
-                changed = snapshots.changed() => changed?,
+                changed = self.registry.snapshots.changed() => changed?,
                 () = wake.notified() => {}
                 _ = beats.tick() => {
                     if !self.beat()? {
@@ -289,7 +292,7 @@ impl Enforcer {
                     }
                 }
             }
-            let snapshot = Arc::clone(&snapshots.borrow_and_update());
+            let snapshot = Arc::clone(&self.registry.snapshots.borrow_and_update());
             self.apply(snapshot)?;
         }
     }
@@ -313,6 +316,7 @@ impl Enforcer {
             let state = Arc::make_mut(state);
             state.beat = boot_clock();
             state.hooks = Arc::new(hooks);
+            state.registry = Known::of(&self.registry.health.borrow());
         });
         let verified = self.attached.verified();
         Ok(self
@@ -361,10 +365,13 @@ impl Enforcer {
         let usage = self.attached.usage(&tables);
         self.publish.send_modify(|state| {
             let state = Arc::make_mut(state);
-            if state.snapshot.revision != snapshot.revision {
-                state.synced = Instant::now();
-                state.synced_at = jiff::Timestamp::now().as_duration().as_secs_f64();
+            let health = self.registry.health.borrow();
+            if refused.is_none() {
+                for noticed in health.noticed(state.snapshot.revision, snapshot.revision) {
+                    state.propagation.observe(noticed.elapsed());
+                }
             }
+            state.registry = Known::of(&health);
             let (applied, rejected) = state.applies;
             state.applies =
                 if refused.is_some() { (applied, rejected + 1) } else { (applied + 1, rejected) };

@@ -73,13 +73,13 @@ pub struct Datapath {
 /// `run`.
 #[derive(Args, Debug)]
 pub struct Run {
-    /// Where the cluster's objects come from: dir:PATH
+    /// Where the cluster's objects come from: kube (the API server), kube:KUBECONFIG or dir:PATH
     #[arg(long, env = "EGRESS_REGISTRY", value_name = "SOURCE")]
     pub registry: Source,
     /// Configuration file; flags override it
     #[arg(long, env = "EGRESS_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Name of this node, as in spec.nodeName
+    /// Name of this node, as in spec.nodeName; registry kube needs it
     #[arg(long, env = "EGRESS_NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
     /// Cgroup v2 directory that holds kubepods; found where the hierarchy is mounted by default

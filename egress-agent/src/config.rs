@@ -18,7 +18,8 @@ use crate::registry::allowed_range;
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct File {
-    /// Name of this node, as in `spec.nodeName`. Without it every pod of the registry is local.
+    /// Name of this node, as in `spec.nodeName`. Without it every pod of a directory is local; the
+    /// registry `kube` needs it.
     pub node_name: Option<String>,
     /// What happens to pods the agent has not learned: `audit` (default) or `enforce`.
     pub unknown_pod: UnknownPod,

@@ -28,6 +28,7 @@ use crate::agent::AgentState;
 use crate::clock::boot_clock;
 use crate::datapath::{CounterReader, DatapathError};
 use crate::events::LostEvents;
+use crate::registry::Health;
 use crate::supervise::{self, Shutdown};
 use collect::{Counted, ScrapeError};
 use ledger::Ledger;
@@ -43,8 +44,9 @@ const SETTLE: Duration = Duration::from_secs(60);
 const ALIVE_NS: u64 = 10_000_000_000;
 
 /// What the listener knows; empty until the first snapshot is applied.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Readiness {
+    registry: watch::Receiver<Health>,
     sources: Arc<std::sync::OnceLock<Sources>>,
     cached: Arc<Mutex<Option<(Instant, String)>>>,
 }
@@ -81,6 +83,11 @@ impl Sources {
 }
 
 impl Readiness {
+    /// Not ready yet; until then `registry` says what is waited for.
+    pub fn new(registry: watch::Receiver<Health>) -> Self {
+        Self { registry, sources: Arc::default(), cached: Arc::default() }
+    }
+
     /// The agent is attached and its first snapshot applied.
     pub fn ready(
         &self,
@@ -200,11 +207,14 @@ async fn livez(State(readiness): State<Readiness>) -> Response {
     }
 }
 
-/// Attached, and the first snapshot applied.
+/// Attached, and the first snapshot applied. It stays so when the registry is lost: what is in
+/// force stays in force, and an agent that was restarted for it would know less.
 async fn readyz(State(readiness): State<Readiness>) -> Response {
     let wait = |why: String| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     let Some(sources) = readiness.sources.get() else {
-        return wait("waiting for the first snapshot of the registry\n".to_owned());
+        let what = readiness.registry.borrow().waiting.clone();
+        let what = what.map_or_else(String::new, |what| format!(": {what}"));
+        return wait(format!("waiting for the first snapshot of the registry{what}\n"));
     };
     let state = Arc::clone(&sources.states.borrow());
     match state.hooks.iter().find(|hook| !hook.attached) {

@@ -22,6 +22,7 @@ pub mod mesh;
 pub mod rejection;
 pub mod snapshot;
 pub mod tables;
+pub mod well_known;
 
 pub use desired::{Coverage, CoverageState, Desired, GatewayEndpoint, GatewayState, Narrowed};
 pub use rejection::{RejectReason, Rejection, RejectionCount};

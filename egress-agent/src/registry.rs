@@ -11,11 +11,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
-
-use tokio::sync::watch;
 
 use crate::policy::Snapshot;
 use crate::supervise::Shutdown;
@@ -28,26 +25,37 @@ mod field;
 mod gateway;
 mod gateway_api;
 mod istio;
+mod kube;
 mod manifest;
+mod moment;
 mod object;
 mod pod;
 mod policy_object;
 mod policy_spec;
+mod publish;
 mod range;
 #[cfg(test)]
 mod tests;
 
-/// Where objects are read from; written `dir:PATH`.
+pub use kube::ClientError;
+pub use publish::{Health, Published, Publisher, channel};
+
+/// Where objects are read from; written `dir:PATH`, `kube` or `kube:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// Every `*.yaml`, `*.yml` and `*.json` in a directory and those below it.
     Dir(PathBuf),
+    /// The API server: of this kubeconfig file, else of the one `KUBECONFIG` names, else of the
+    /// cluster this pod runs in.
+    Kube(Option<PathBuf>),
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dir(path) => write!(f, "dir:{}", path.display()),
+            Self::Kube(None) => f.write_str("kube"),
+            Self::Kube(Some(path)) => write!(f, "kube:{}", path.display()),
         }
     }
 }
@@ -58,7 +66,8 @@ impl FromStr for Source {
     fn from_str(text: &str) -> Result<Self, RegistryError> {
         match text.split_once(':') {
             Some(("dir", path)) if !path.is_empty() => Ok(Self::Dir(PathBuf::from(path))),
-            None if text == "kube" => Err(RegistryError::KubeUnsupported),
+            Some(("kube", path)) if !path.is_empty() => Ok(Self::Kube(Some(PathBuf::from(path)))),
+            None if text == "kube" => Ok(Self::Kube(None)),
             _ => Err(RegistryError::UnknownSource(text.to_owned())),
         }
     }
@@ -68,14 +77,20 @@ impl FromStr for Source {
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The text names no source.
-    #[error("registry `{0}` is not known; write dir:PATH with the directory of the manifests")]
-    UnknownSource(String),
-    /// The API server as a source.
     #[error(
-        "registry `kube` is not in this version; dump the objects with `kubectl get -o yaml` into \
-         a directory and write dir:PATH"
+        "registry `{0}` is not known; write dir:PATH with the directory of the manifests, kube for \
+         the API server, or kube:PATH with a kubeconfig file"
     )]
-    KubeUnsupported,
+    UnknownSource(String),
+    /// The API server is watched for one node's pods, and nobody said which.
+    #[error(
+        "registry kube watches the pods of one node: name it with --node-name, or set \
+         EGRESS_NODE_NAME from spec.nodeName (downward API)"
+    )]
+    NodeUnnamed,
+    /// There is no usable way to the API server.
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// The directory cannot be listed at start.
     #[error(
         "cannot read the registry directory {path}: {source}; create it and make it readable, or \
@@ -109,32 +124,69 @@ pub fn allowed_range(field: &str, text: &str) -> Result<ipnet::IpNet, String> {
     range::read(field, text, range::Use::Allowed).map_err(|errors| errors.to_string())
 }
 
-/// Publishes a snapshot once everything was read, and another after every change, until shutdown.
+/// Whether an object would be taken as it stands, by the rules of its kind; kinds that are not read
+/// always are.
 ///
 /// # Errors
-/// Only before the first snapshot: afterwards whatever fails is among the snapshot's problems.
-pub async fn run(
-    source: Source,
-    publish: watch::Sender<Arc<Snapshot>>,
-    shutdown: Shutdown,
-) -> Result<(), RegistryError> {
-    match source {
-        Source::Dir(root) => dir::follow(&root, publish, shutdown).await,
+/// Each field that is wrong, with what to do about it.
+pub fn verdict(object: &serde_json::Value) -> Result<(), String> {
+    match object::read(object.clone(), None) {
+        Ok(Some(entry)) => entry.item.map(drop).map_err(|errors| errors.to_string()),
+        Ok(None) => Ok(()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
-/// Reads everything once; the snapshot's revision is 1.
+/// A source that can be followed: what is wrong with how it was asked for is known already.
+pub struct Registry(Opened);
+
+enum Opened {
+    Dir(PathBuf),
+    Kube(Box<kube::Cluster>),
+}
+
+impl Registry {
+    /// Opens a source for the node of this name. Nothing is read yet, and an API server that does
+    /// not answer is no error.
+    ///
+    /// # Errors
+    /// When the API server is asked for and the node is not named, or no credentials are found.
+    pub async fn open(source: &Source, node: Option<&str>) -> Result<Self, RegistryError> {
+        match source {
+            Source::Dir(root) => Ok(Self(Opened::Dir(root.clone()))),
+            Source::Kube(kubeconfig) => {
+                let node =
+                    node.filter(|name| !name.is_empty()).ok_or(RegistryError::NodeUnnamed)?;
+                let cluster = kube::Cluster::connect(kubeconfig.as_deref(), node).await?;
+                Ok(Self(Opened::Kube(Box::new(cluster))))
+            }
+        }
+    }
+
+    /// Publishes a snapshot once everything was read, and another after every change, until
+    /// shutdown.
+    ///
+    /// # Errors
+    /// Only before the first snapshot: afterwards whatever fails is among the snapshot's problems.
+    pub async fn follow(self, publish: Publisher, shutdown: Shutdown) -> Result<(), RegistryError> {
+        match self.0 {
+            Opened::Dir(root) => dir::follow(&root, publish, shutdown).await,
+            Opened::Kube(cluster) => {
+                cluster.follow(publish, shutdown).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Reads a directory once; the snapshot's revision is 1.
 ///
 /// # Errors
 /// The directory cannot be listed.
-pub fn read_once(source: &Source) -> Result<Snapshot, RegistryError> {
-    match source {
-        Source::Dir(root) => {
-            let mut directory = dir::Directory::new(root);
-            directory
-                .scan(&BTreeSet::new())
-                .map_err(|source| RegistryError::Directory { path: root.clone(), source })?;
-            Ok(Snapshot { revision: 1, ..directory.snapshot() })
-        }
-    }
+pub fn read_directory(root: &Path) -> Result<Snapshot, RegistryError> {
+    let mut directory = dir::Directory::new(root);
+    directory
+        .scan(&BTreeSet::new())
+        .map_err(|source| RegistryError::Directory { path: root.to_owned(), source })?;
+    Ok(Snapshot { revision: 1, ..directory.snapshot() })
 }

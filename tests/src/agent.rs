@@ -1,8 +1,7 @@
 //! The agent as the lab runs it: in the node's namespace, on the lab's own cgroups and bpffs.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::http;
 use crate::lab::Lab;
 use crate::manifests;
 use crate::process::{Place, Process, built, wait_until};
@@ -121,17 +121,7 @@ pub fn wait_for_mode(lab: &Lab, mode: &str) -> Result<Duration> {
 /// # Errors
 /// When nobody answers.
 pub fn get(lab: &Lab, path: &str) -> Result<(u16, String)> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
-    lab.node.run(move || {
-        let mut stream = TcpStream::connect_timeout(&METRICS, Duration::from_secs(2))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(request.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-        Ok((status.context("no HTTP status")?, body.to_owned()))
-    })
+    lab.node.run(|| http::get(METRICS, path))
 }
 
 /// A sample of /metrics.

@@ -37,15 +37,18 @@ struct Arguments {
 enum Task {
     /// Make this machine able to build, demo and test.
     ///
-    /// Installs nft and ip, the standard library's source, bpf-linker and Envoy, each only if it
-    /// is missing. Tools are kept by version in the user's cache directory, so a second clone
-    /// reuses them. Safe to repeat; the other tasks call what they need of it.
+    /// Installs nft and ip, the standard library's source, bpf-linker and Envoy, and builds a
+    /// Kubernetes API server and istiod with Go for the tests, each only if it is missing. Tools
+    /// are kept by version in the user's cache directory, so a second clone reuses them. Safe to
+    /// repeat; the other tasks call what they need of it.
     Setup,
     /// Build the eBPF object, keep it in the repository, and build the agent.
     Build(build::Arguments),
     /// Run every test: pure ones, the eBPF crate on the host, the kernel and agent suites.
     ///
     /// Needs root, because kernel tests load programs and make namespaces. Nothing is skipped.
+    /// With KUBEBUILDER_ASSETS (a directory with etcd and kube-apiserver) or KUBECONFIG set, the
+    /// suites of the API server use that one; KUBECONFIG's cluster must be one for tests.
     Test(test::Arguments),
     /// Show the product on this machine: real kernel, real Envoy, no cluster.
     ///

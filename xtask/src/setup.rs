@@ -7,6 +7,7 @@
 
 mod apt;
 mod envoy;
+mod golang;
 mod linker;
 mod mirror;
 pub(crate) mod stdsource;
@@ -20,6 +21,7 @@ use anyhow::{Context as _, Result};
 use crate::paths;
 
 pub(crate) use envoy::program as envoy;
+pub(crate) use golang::{control_plane, istiod};
 pub(crate) use linker::{VERSION as BPF_LINKER, program as bpf_linker};
 
 /// Something a task cannot do without.
@@ -33,12 +35,23 @@ pub(crate) enum Need {
     BpfLinker,
     /// The gateway and the sidecar of the demo and the tests.
     Envoy,
+    /// etcd and the API server of the tests.
+    ControlPlane,
+    /// Istio's own control plane, which the tests compare the agent with.
+    Istiod,
 }
 
 /// All of it.
 pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
-    ensure(&[Need::Net, Need::StdSource, Need::BpfLinker, Need::Envoy])?;
+    ensure(&[
+        Need::Net,
+        Need::StdSource,
+        Need::BpfLinker,
+        Need::Envoy,
+        Need::ControlPlane,
+        Need::Istiod,
+    ])?;
     eprintln!("setup: ready after {}", seconds(start));
     Ok(())
 }
@@ -52,6 +65,8 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
             Need::StdSource => ("standard library source", stdsource::ensure()),
             Need::BpfLinker => ("bpf-linker", linker::ensure()),
             Need::Envoy => ("envoy", envoy::ensure()),
+            Need::ControlPlane => ("control plane", golang::ensure_control_plane()),
+            Need::Istiod => ("istiod", golang::ensure_istiod()),
         };
         let outcome = outcome.with_context(|| format!("setup of {what} failed"))?;
         eprintln!("setup: {what}: {outcome} ({})", seconds(start));

@@ -20,7 +20,7 @@ const PURE: [&str; 3] = ["egress-common", "egress-agent", "xtask"];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     paths::require_root("test")?;
-    setup::ensure(&[Need::Net, Need::Envoy])?;
+    setup::ensure(&[Need::Net, Need::Envoy, Need::ControlPlane, Need::Istiod])?;
     object::ensure_kept()?;
     // The agent suite runs the agent's program, which building a test of another package omits.
     process::run(cargo("build").args(["--package", "egress-agent", "--bins"]))?;
@@ -93,6 +93,9 @@ fn tier(packages: &[&str], threads: Threads, filter: &[String]) -> Result<Comman
         command.args(["--package", package]);
     }
     command.env("EGRESS_ENVOY", setup::envoy()?).env("EGRESS_AGENT", agent());
+    command
+        .env("EGRESS_CONTROL_PLANE", setup::control_plane()?)
+        .env("EGRESS_ISTIOD", setup::istiod()?);
     command.env("EGRESS_EBPF_OBJECT_PATH", paths::root().join(crate::sources::OBJECT));
     command.arg("--").args(filter);
     match threads {

@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use egress_common::Mode;
 
+use super::Propagation;
 use crate::datapath::HookStatus;
 use crate::policy::{
     Desired, Origin, Problem, ProblemCode, Rejection, RejectionCount, Snapshot, Tables,
 };
+use crate::registry::Health;
 
 /// What everything that reports reads: one immutable value per change.
 #[derive(Clone, Debug)]
@@ -35,12 +37,32 @@ pub struct AgentState {
     pub warnings: Vec<String>,
     /// Policies applied and refused since the start.
     pub applies: (u64, u64),
-    /// When the registry last published.
-    pub synced: Instant,
-    /// The same, seconds since the epoch.
-    pub synced_at: f64,
+    /// How well the registry is known.
+    pub registry: Known,
+    /// How long its changes took to reach the kernel.
+    pub propagation: Propagation,
     /// Boot clock of the last heartbeat, nanoseconds.
     pub beat: u64,
+}
+
+/// How well the registry is known.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// When it was last known to be as its source has it.
+    pub at: Instant,
+    /// The same, seconds since the epoch.
+    pub at_epoch: f64,
+    /// Whether it is known to be so now.
+    pub connected: bool,
+}
+
+impl Known {
+    /// As its source says. A snapshot is known to have been so when it was made.
+    pub(super) fn of(health: &Health) -> Self {
+        let now = || (Instant::now(), jiff::Timestamp::now().as_duration().as_secs_f64());
+        let (at, at_epoch) = health.in_step.unwrap_or_else(now);
+        Self { at, at_epoch, connected: health.connected }
+    }
 }
 
 impl AgentState {
@@ -98,8 +120,8 @@ impl AgentState {
             refused: None,
             warnings: Vec::new(),
             applies: (1, 0),
-            synced: Instant::now(),
-            synced_at: 1_700_000_000.0,
+            registry: Known { at: Instant::now(), at_epoch: 1_700_000_000.0, connected: true },
+            propagation: Propagation::default(),
             beat: crate::clock::boot_clock(),
         }
     }

@@ -167,15 +167,38 @@ fn agent(state: &AgentState) -> Vec<Family> {
     generation.add(&[], f64::from(state.tables.config.generation));
     let mut synced = Family::gauge(
         "egress_registry_last_sync_timestamp_seconds",
-        "When the registry last published a change.",
+        "When the registry was last known to be as its source has it.",
     );
-    synced.add(&[], state.synced_at);
+    synced.add(&[], state.registry.at_epoch);
+    let mut connected = Family::gauge(
+        "egress_registry_connected",
+        "1 while the registry is known to be as its source has it.",
+    );
+    connected.add(&[], f64::from(u8::from(state.registry.connected)));
+    let mut propagation = Family::histogram(
+        "egress_registry_propagation_seconds",
+        "Time from the moment a change was noticed to the moment the kernel held it.",
+    );
+    let (changes, seconds) = state.propagation.total();
+    propagation.add_classes(state.propagation.classes(), changes, seconds);
     let mut lease =
         Family::gauge("egress_agent_lease_age_seconds", "Age of the agent's last heartbeat.");
     lease.add(&[], number(boot_clock().saturating_sub(state.beat)) / 1e9);
     vec![
-        pods, endpoints, rejected, mode, problems, attached, entries, capacity, applies,
-        generation, synced, lease,
+        pods,
+        endpoints,
+        rejected,
+        mode,
+        problems,
+        attached,
+        entries,
+        capacity,
+        applies,
+        generation,
+        synced,
+        connected,
+        propagation,
+        lease,
     ]
 }
 

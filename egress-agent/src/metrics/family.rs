@@ -1,6 +1,8 @@
 //! Metric families by hand: `prometheus` has no constant metrics.
 
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
+};
 
 /// A family that is being filled.
 pub(super) struct Family {
@@ -19,6 +21,34 @@ impl Family {
     /// A gauge.
     pub(super) const fn gauge(name: &'static str, help: &'static str) -> Self {
         Self { name, help, kind: MetricType::GAUGE, metrics: Vec::new() }
+    }
+
+    /// A histogram.
+    pub(super) const fn histogram(name: &'static str, help: &'static str) -> Self {
+        Self { name, help, kind: MetricType::HISTOGRAM, metrics: Vec::new() }
+    }
+
+    /// Adds a histogram's sample: each upper bound with the number of observations below it, how
+    /// many there are in all, and their sum.
+    pub(super) fn add_classes(
+        &mut self,
+        classes: impl Iterator<Item = (f64, u64)>,
+        count: u64,
+        sum: f64,
+    ) {
+        let bucket = |(bound, count)| {
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(count);
+            bucket
+        };
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(classes.map(bucket).collect());
+        histogram.set_sample_count(count);
+        histogram.set_sample_sum(sum);
+        let mut metric = Metric::default();
+        metric.set_histogram(histogram);
+        self.metrics.push(metric);
     }
 
     /// Adds one sample.

@@ -125,8 +125,12 @@ fn names_and_labels_are_frozen() {
         format!("egress_pod_packets_total{{{pod},direction}}"),
         "egress_pods{state}".to_owned(),
         "egress_policy_generation".to_owned(),
+        "egress_registry_connected".to_owned(),
         "egress_registry_last_sync_timestamp_seconds".to_owned(),
         "egress_registry_problems{code}".to_owned(),
+        "egress_registry_propagation_seconds_bucket{le}".to_owned(),
+        "egress_registry_propagation_seconds_count".to_owned(),
+        "egress_registry_propagation_seconds_sum".to_owned(),
         format!("egress_workload_bytes_total{{{workload},direction}}"),
         format!("egress_workload_connections_total{{{workload}}}"),
     ];
@@ -233,7 +237,7 @@ async fn status_of(response: Response) -> (StatusCode, String) {
 
 #[tokio::test]
 async fn probes_before_the_first_snapshot_are_alive_and_not_ready() {
-    let readiness = Readiness::default();
+    let readiness = Readiness::new(watch::channel(Health::default()).1);
     assert_eq!(status_of(livez(State(readiness.clone())).await).await.0, StatusCode::OK);
     let (status, why) = status_of(readyz(State(readiness)).await).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);

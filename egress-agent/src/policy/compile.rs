@@ -16,6 +16,7 @@ mod link;
 mod narrow;
 mod ranges;
 mod select;
+mod shadow;
 mod uplink;
 
 use egress_common::Mode;
@@ -32,6 +33,8 @@ use hidden::Suspects;
 use identity::{Numbers, Variant, Variants};
 use narrow::Narrowing;
 use select::{Overlaps, Ranked, exceptions_for};
+
+pub use shadow::shadowed;
 
 /// Compiles a snapshot for one node.
 pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -> Desired {

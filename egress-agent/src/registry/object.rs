@@ -48,6 +48,26 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    /// Every kind.
+    pub(super) const ALL: &'static [Self] = &[
+        Self::Pod,
+        Self::Namespace,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Node,
+        Self::ServiceCidr,
+        Self::ServiceEntry,
+        Self::Gateway,
+        Self::VirtualService,
+        Self::DestinationRule,
+        Self::Sidecar,
+        Self::AuthorizationPolicy,
+        Self::ApiGateway,
+        Self::ConfigMap,
+        Self::EgressPolicy,
+        Self::EgressException,
+    ];
+
     /// The kind of a group and kind name; `None` for what is not read.
     fn of(group: &str, kind: &str) -> Option<Self> {
         match (group, kind) {
@@ -113,6 +133,11 @@ impl Kind {
             | Self::EgressPolicy
             | Self::EgressException => false,
         }
+    }
+
+    /// Whether the kind is this project's own.
+    pub(super) const fn is_own(self) -> bool {
+        matches!(self, Self::EgressPolicy | Self::EgressException)
     }
 
     /// Whether the kernel's entries depend on objects of the kind: one that was never read makes

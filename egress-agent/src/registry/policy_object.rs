@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::field::{AutoOr, FieldErrors, address, typed};
+use super::moment;
 use super::object::{Metadata, OWN_GROUP};
 use super::policy_spec::{
     AddressSpec, DenyResponseText, DestinationSpec, ExceptionSpec, GatewaySpec, InfrastructureSpec,
@@ -72,7 +73,7 @@ pub(super) fn policy(
     let (metadata, spec): (Metadata, PolicySpec) = whole(value, origin)?;
     let mut errors = FieldErrors::default();
     let created = match metadata.creation_timestamp.as_deref() {
-        Some(text) => errors.take(moment("metadata.creationTimestamp", text)),
+        Some(text) => errors.take(moment::read("metadata.creationTimestamp", text)),
         None => None,
     };
     let selector = match spec.selector {
@@ -171,7 +172,7 @@ pub(super) fn exception(
             None
         }
     };
-    let expires_at = errors.take(moment("spec.expiresAt", &spec.expires_at));
+    let expires_at = errors.take(moment::read("spec.expiresAt", &spec.expires_at));
     for (path, text, meaning) in [
         ("spec.reason", &spec.reason, "why the exception is needed"),
         ("spec.requester", &spec.requester, "who asked for it"),
@@ -306,6 +307,10 @@ fn exact(path: &str, spec: &AddressSpec) -> Result<ExactAddress, FieldErrors> {
 
 /// An address that something may be sent to.
 fn dialled(path: &str, text: &str) -> Result<IpAddr, FieldErrors> {
+    if text.parse::<std::net::Ipv6Addr>().is_ok_and(|ip| ip.to_ipv4_mapped().is_some()) {
+        let ip = address(path, text)?;
+        return Err(FieldErrors::one(path, format!("`{text}` is IPv4-mapped; write {ip}")));
+    }
     let ip = address(path, text)?;
     if ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() {
         let what = format!("`{ip}` is a loopback, multicast or unspecified address");
@@ -328,11 +333,4 @@ fn destination_of(spec: DestinationSpec) -> Result<Destination, FieldErrors> {
             one => Ok((port.protocol.number(), one.unwrap_or(0))),
         });
     errors.finish(cidr.map(|cidr| (cidr, ports)))
-}
-
-/// Seconds since the epoch of an RFC 3339 time.
-fn moment(path: &str, text: &str) -> Result<i64, FieldErrors> {
-    let expected = "an RFC 3339 time is required, such as 2026-11-30T18:00:00Z";
-    let parsed = text.parse::<jiff::Timestamp>();
-    parsed.map(jiff::Timestamp::as_second).map_err(|_| FieldErrors::one(path, expected))
 }

@@ -39,7 +39,7 @@ const fn v6(addr: Ipv6Addr, len: u8) -> IpNet {
 /// Reads a range of a policy.
 pub(super) fn read(path: &str, text: &str, usage: Use) -> Result<IpNet, FieldErrors> {
     let fail = |message: String| Err(FieldErrors::one(path, message));
-    let Ok(net) = text.parse::<IpNet>() else {
+    let Some(net) = strict(text) else {
         return fail(format!("`{text}` is not a range; write it as 10.0.0.0/8 or fd00::/64"));
     };
     if net != net.trunc() {
@@ -58,6 +58,15 @@ pub(super) fn read(path: &str, text: &str, usage: Use) -> Result<IpNet, FieldErr
         return fail(format!("`{text}` is {word}: no rule can allow it"));
     }
     Ok(net)
+}
+
+/// A range as every other program reads it. The library's own parser takes leading zeros, which
+/// are octal to some and decimal to others.
+fn strict(text: &str) -> Option<IpNet> {
+    let (address, prefix) = text.split_once('/')?;
+    let canonical = prefix.parse::<u8>().is_ok_and(|number| number.to_string() == prefix);
+    let address = address.parse::<std::net::IpAddr>().ok()?;
+    if canonical { IpNet::new(address, prefix.parse().ok()?).ok() } else { None }
 }
 
 #[cfg(test)]
@@ -90,6 +99,10 @@ mod tests {
             ("::1/128", Use::Excepted, "loopback"),
             ("::ffff:10.0.0.0/104", Use::Allowed, "IPv4-mapped"),
             ("10.0.0.0", Use::Allowed, "is not a range"),
+            ("010.0.0.0/8", Use::Allowed, "is not a range"),
+            ("10.0.0.0/08", Use::Allowed, "is not a range"),
+            ("10.0.0.0/+8", Use::Allowed, "is not a range"),
+            ("fd00::%1/64", Use::Allowed, "is not a range"),
             ("10.0.0.0/8", Use::Allowed, ""),
             ("fd00:10::/32", Use::Allowed, ""),
         ] {

@@ -31,7 +31,7 @@ fn write(root: &Path, name: &str, text: &str) {
 }
 
 fn read(root: &Path) -> Snapshot {
-    read_once(&Source::Dir(root.to_owned())).unwrap()
+    read_directory(root).unwrap()
 }
 
 /// Snapshot of one file, which must be without fault.

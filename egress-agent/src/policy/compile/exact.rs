@@ -14,16 +14,10 @@ use super::facts::Facts;
 use super::gateway::Gateways;
 use super::hidden::Suspects;
 use super::identity::Variant;
+use crate::policy::well_known::{API_SERVER, is_cluster_dns, is_istiod};
 use crate::policy::{Desired, EgressPolicy, ExactAddress, ObjectName, Origin, Service};
 
 const DNS: u16 = 53;
-/// Namespace and names of the cluster's DNS Service; installers agree on the label.
-const DNS_NAMESPACE: &str = "kube-system";
-const DNS_NAMES: [&str; 2] = ["kube-dns", "coredns"];
-const DNS_LABEL: (&str, &str) = ("k8s-app", "kube-dns");
-/// Istio's root namespace, and the label of every revision's Service in it.
-const ISTIO_NAMESPACE: &str = "istio-system";
-const ISTIOD_LABEL: (&str, &str) = ("app", "istiod");
 /// istiod's ports for workloads: XDS and CA over TLS, and plaintext XDS.
 const ISTIOD_PORTS: [u16; 2] = [15012, 15010];
 
@@ -126,31 +120,19 @@ fn resolvers(policy: &EgressPolicy, facts: &Facts<'_>) -> Entries {
     found
 }
 
-fn is_cluster_dns(service: &Service) -> bool {
-    let ObjectName { namespace, name } = &service.name;
-    namespace == DNS_NAMESPACE
-        && (DNS_NAMES.contains(&name.as_str()) || is_labelled(service, DNS_LABEL))
-}
-
-fn is_labelled(service: &Service, (key, value): (&str, &str)) -> bool {
-    service.labels.get(key).is_some_and(|label| label == value)
-}
-
 /// Entries of the API server's and istiod's Services, as far as the policy wants them.
 fn infrastructure_services(policy: &EgressPolicy, facts: &Facts<'_>) -> Entries {
     let mut found = Vec::new();
     if policy.api_server {
-        let name = ObjectName { namespace: "default".to_owned(), name: "kubernetes".to_owned() };
+        let (namespace, name) = API_SERVER;
+        let name = ObjectName { namespace: namespace.to_owned(), name: name.to_owned() };
         if let Some(service) = facts.snapshot.services.get(&name) {
             of_service(facts, service, |_| true, &mut found);
         }
     }
     if policy.istiod {
         let services = facts.snapshot.services.values();
-        let control_planes = services.filter(|service| {
-            service.name.namespace == ISTIO_NAMESPACE && is_labelled(service, ISTIOD_LABEL)
-        });
-        for service in control_planes {
+        for service in services.filter(|service| is_istiod(service)) {
             of_service(facts, service, |port| ISTIOD_PORTS.contains(&port), &mut found);
         }
     }

@@ -17,15 +17,13 @@ use std::net::IpAddr;
 use egress_common::key::GatewayId;
 
 use super::facts::Facts;
+use crate::policy::well_known::GATEWAY_NAME_LABEL;
 use crate::policy::{
     ExactAddress, GatewayEndpoint, GatewayRef, GatewayState, GatewayTarget, ObjectName, Origin,
     Problem, ProblemCode, RejectReason, Rejection,
 };
 use find::Finder;
 use owner::Owners;
-
-/// Label Istio puts on the Service of a Gateway API Gateway.
-const GATEWAY_NAME_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// Every gateway any policy names.
 #[derive(Default)]

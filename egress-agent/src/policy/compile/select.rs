@@ -30,7 +30,7 @@ impl<'a> Ranked<'a> {
     pub(super) fn of(snapshot: &'a Snapshot, refused: &BTreeSet<&str>) -> Self {
         let standing = snapshot.policies.values().filter(|policy| !refused.contains(&*policy.name));
         let mut ranked: Vec<&EgressPolicy> = standing.collect();
-        ranked.sort_by_key(|policy| (Reverse(policy.priority), age(policy)));
+        ranked.sort_by_key(|policy| rank(policy));
         Self(ranked)
     }
 
@@ -65,6 +65,11 @@ impl<'a> Ranked<'a> {
             if policy.mode == Mode::Off { CoverageState::Off } else { CoverageState::Covered };
         Choice { policy: Some(policy), state, tied: tied.copied().collect() }
     }
+}
+
+/// The order in which policies win: the highest priority, then the oldest.
+pub(super) fn rank(policy: &EgressPolicy) -> (Reverse<i32>, (i64, &str)) {
+    (Reverse(policy.priority), age(policy))
 }
 
 /// Order of age: oldest first, then by name. A policy without a date counts as newest.

@@ -11,3 +11,4 @@ mod properties;
 mod ranges;
 mod refusals;
 mod selection;
+mod shadows;

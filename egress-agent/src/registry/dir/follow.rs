@@ -4,17 +4,15 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
 use inotify::{Event, EventMask, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::Directory;
-use crate::policy::{Problem, Snapshot};
 use crate::registry::RegistryError;
+use crate::registry::publish::Publisher;
 use crate::supervise::Shutdown;
 
 /// Changes that come together are looked at together.
@@ -29,7 +27,7 @@ const WRITING: Duration = Duration::from_secs(2);
 /// Publishes a snapshot at once and after every change, until shutdown.
 pub(in crate::registry) async fn follow(
     root: &Path,
-    publish: watch::Sender<Arc<Snapshot>>,
+    publish: Publisher,
     mut shutdown: Shutdown,
 ) -> Result<(), RegistryError> {
     let mut directory = Directory::new(root);
@@ -37,6 +35,7 @@ pub(in crate::registry) async fn follow(
         .map_err(|source| RegistryError::Watch { path: root.to_owned(), source })?;
     look(&mut directory, &mut watcher)
         .map_err(|source| RegistryError::Directory { path: root.to_owned(), source })?;
+    let mut read = true;
     loop {
         let began = Instant::now();
         // A file may have been truncated while it was read: only a look that nothing disturbed
@@ -48,14 +47,19 @@ pub(in crate::registry) async fn follow(
             }
             watcher.drain();
             // A directory that cannot be read now is in the snapshot's problems.
-            let _ = look(&mut directory, &mut watcher);
+            read = look(&mut directory, &mut watcher).is_ok();
         }
-        update(&publish, directory.snapshot());
+        publish.update(directory.snapshot(), began.into_std());
+        if read {
+            publish.in_step()
+        } else {
+            publish.out_of_step()
+        }
         tokio::select! {
             () = shutdown.requested() => return Ok(()),
             () = watcher.changed() => {}
             () = sleep(RESCAN) => {
-                let _ = look(&mut directory, &mut watcher);
+                read = look(&mut directory, &mut watcher).is_ok();
             }
         }
     }
@@ -68,52 +72,6 @@ fn look(directory: &mut Directory, watcher: &mut Watcher) -> io::Result<()> {
         if !watcher.watch(&directories) {
             return Ok(());
         }
-    }
-}
-
-/// Publishes the snapshot if it says anything new.
-fn update(publish: &watch::Sender<Arc<Snapshot>>, mut snapshot: Snapshot) {
-    let before = Arc::clone(&publish.borrow());
-    snapshot.revision = before.revision;
-    if before.revision != 0 && *before == snapshot {
-        return;
-    }
-    report(&before.problems, &snapshot.problems);
-    snapshot.revision += 1;
-    tracing::info!(
-        revision = snapshot.revision,
-        complete = snapshot.complete,
-        pods = snapshot.pods.len(),
-        policies = snapshot.policies.len(),
-        problems = snapshot.problems.len(),
-        "snapshot published"
-    );
-    publish.send_replace(Arc::new(snapshot));
-}
-
-/// Logs every problem once when it appears and once when it clears.
-fn report(before: &[Problem], now: &[Problem]) {
-    for problem in now.iter().filter(|problem| !before.contains(problem)) {
-        let Problem { code, origin, message } = problem;
-        tracing::warn!(
-            code = code.name(),
-            kind = origin.kind,
-            name = origin.name,
-            file = origin.file,
-            detail = message,
-            "registry problem appeared"
-        );
-    }
-    for problem in before.iter().filter(|problem| !now.contains(problem)) {
-        let Problem { code, origin, message } = problem;
-        tracing::info!(
-            code = code.name(),
-            kind = origin.kind,
-            name = origin.name,
-            file = origin.file,
-            detail = message,
-            "registry problem cleared"
-        );
     }
 }
 

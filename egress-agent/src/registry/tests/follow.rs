@@ -1,7 +1,10 @@
 //! Changes of the directory while it is followed.
 
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
 
 use super::*;
 use crate::policy::ProblemCode;
@@ -18,10 +21,11 @@ struct Followed {
 fn follow(files: &[(&str, &str)], test: impl AsyncFnOnce(&mut Followed)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let (publish, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+        let (publish, Published { snapshots, .. }) = channel();
         let (end, shutdown) = supervise::pair();
         let root = directory(files);
-        let registry = run(Source::Dir(root.path().to_owned()), publish, shutdown);
+        let source = Source::Dir(root.path().to_owned());
+        let registry = Registry::open(&source, None).await.unwrap().follow(publish, shutdown);
         let mut followed = Followed { root, snapshots, end };
         let test = async {
             followed.until(|snapshot| snapshot.revision == 1).await;
@@ -208,10 +212,12 @@ fn a_directory_that_disappears_leaves_the_last_snapshot() {
 #[test]
 fn a_directory_that_is_not_there_at_start_is_an_error() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (publish, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+    let (publish, Published { snapshots, .. }) = channel();
     let (_end, shutdown) = supervise::pair();
     let source = Source::Dir("/nowhere/at/all".into());
-    let error = runtime.block_on(run(source, publish, shutdown)).unwrap_err();
+    let error = runtime.block_on(async {
+        Registry::open(&source, None).await.unwrap().follow(publish, shutdown).await.unwrap_err()
+    });
     assert!(matches!(error, RegistryError::Directory { .. }), "{error}");
     assert_eq!(snapshots.borrow().revision, 0);
 }

@@ -427,12 +427,15 @@ fn an_object_defined_twice_is_the_first_one() {
 #[test]
 fn sources_are_named() {
     assert_eq!("dir:/x".parse::<Source>().unwrap(), Source::Dir("/x".into()));
-    for (text, expected) in
-        [("kube", "not in this version"), ("dir:", "not known"), ("x:y", "not known")]
-    {
-        let error = text.parse::<Source>().unwrap_err().to_string();
-        assert!(error.contains(expected), "{error}");
+    assert_eq!("kube".parse::<Source>().unwrap(), Source::Kube(None));
+    assert_eq!("kube:/x".parse::<Source>().unwrap(), Source::Kube(Some("/x".into())));
+    for text in ["dir:/x", "kube", "kube:/x"] {
+        assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
     }
-    let error = read_once(&Source::Dir("/nowhere/at/all".into())).unwrap_err().to_string();
+    for text in ["dir:", "kube:", "x:y", "/x"] {
+        let error = text.parse::<Source>().unwrap_err().to_string();
+        assert!(error.contains("is not known; write dir:PATH"), "{error}");
+    }
+    let error = read_directory(Path::new("/nowhere/at/all")).unwrap_err().to_string();
     assert!(error.contains("/nowhere/at/all") && error.contains("create it"), "{error}");
 }

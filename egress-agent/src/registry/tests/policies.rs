@@ -158,6 +158,11 @@ fn a_policy_is_refused_whole_with_the_field_named() {
         ),
         (
             spec,
+            "  mode: audit\n  resolvers: ['::ffff:192.0.2.1']\n",
+            "spec.resolvers[0]: `::ffff:192.0.2.1` is IPv4-mapped; write 192.0.2.1",
+        ),
+        (
+            spec,
             "  mode: audit\n  nodes: [{ip: 127.0.0.1, port: 1}]\n",
             "spec.nodes[0].ip: `127.0.0.1` is a loopback",
         ),
@@ -252,8 +257,16 @@ fn exceptions_are_read_and_refused() {
     assert_eq!(exception.ports, [(6, 443), (17, 0)]);
     assert_eq!(exception.expires_at, 1_796_061_600);
     snapshot(&EXCEPTION.replace("203.0.113.0/24", "0.0.0.0/0"));
+    for moment in ["18:00:00.25Z", "18:00:00-05:30", "18:00:00z"] {
+        snapshot(&EXCEPTION.replace("18:00:00Z", moment));
+    }
     for (from, to, expected) in [
         ("  expiresAt: 2026-11-30T18:00:00Z\n", "", "spec.expiresAt: an RFC 3339 time is required"),
+        ("18:00:00Z", "18:00:00", "spec.expiresAt: an RFC 3339 time is required"),
+        ("T18:00:00Z", " 18:00:00Z", "spec.expiresAt: an RFC 3339 time is required"),
+        ("18:00:00Z", "18:00:00.Z", "spec.expiresAt: an RFC 3339 time is required"),
+        ("18:00:00Z", "18:00:00+01", "spec.expiresAt: an RFC 3339 time is required"),
+        ("11-30T18", "13-30T18", "spec.expiresAt: an RFC 3339 time is required"),
         ("  reason: provider outage\n", "", "spec.reason: required"),
         ("  requester: alice\n", "  requester: ' '\n", "spec.requester: required"),
         ("  scope: {namespaces: [payments]}\n", "", "spec.scope: required"),

@@ -1,0 +1,283 @@
+//! The `kube` registry: the API server's objects, watched by demand.
+//!
+//! [`stores`] decides what is watched and what may be said; `stream` speaks to the server; this
+//! file moves inputs from one to the other, in one task that owns every watch, and decides when
+//! to publish. Losing the server changes nothing that was published but for the problem that says
+//! so.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::pin::Pin;
+use std::time::Instant;
+
+use futures_util::future::{AbortHandle, Abortable};
+use futures_util::stream::{FuturesUnordered, SelectAll};
+use futures_util::{FutureExt, Stream, StreamExt};
+use kube::Client;
+use kube::discovery::ApiResource;
+use tokio::time::{Duration, sleep_until, timeout};
+
+use crate::supervise::Shutdown;
+
+mod backoff;
+mod client;
+mod demand;
+mod resource;
+mod stores;
+mod stream;
+mod trouble;
+
+use super::object::Kind;
+use super::publish::Publisher;
+use backoff::{Backoff, jittered};
+pub use client::ClientError;
+use demand::Watch;
+use resource::{Served, discover};
+use stores::{Input, Stores};
+use trouble::Trouble;
+
+/// Before the first question: agents of a whole cluster may start together.
+const START: Duration = Duration::from_millis(250);
+/// Changes that come so close together are published together.
+const SETTLE: Duration = Duration::from_millis(10);
+/// Between two snapshots while changes do not end: a node's pods that start together are few
+/// compilations, and one change alone does not wait.
+const SPACING: Duration = Duration::from_millis(100);
+/// Between two questions whether the server still answers, while nothing else is asked.
+const PROBE: Duration = Duration::from_secs(10);
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Between two looks for kinds that the server does not have, and for our own among them.
+const ABSENT: Duration = Duration::from_secs(30);
+const ABSENT_OWN: Duration = Duration::from_secs(5);
+/// Inputs that are taken before anything else is looked at.
+const BATCH: usize = 512;
+
+/// A cluster whose registry is to be followed for one node.
+pub(super) struct Cluster {
+    client: Client,
+    stores: Stores,
+}
+
+impl Cluster {
+    /// Finds the credentials; the server is not asked yet.
+    pub(super) async fn connect(
+        kubeconfig: Option<&Path>,
+        node: &str,
+    ) -> Result<Self, ClientError> {
+        let (client, server) = client::connect(kubeconfig).await?;
+        tracing::info!(server, node, "registry is the API server");
+        Ok(Self { client, stores: Stores::new(node, &server) })
+    }
+
+    /// Publishes a snapshot once everything that is asked for was listed, and another after every
+    /// change, until shutdown.
+    pub(super) async fn follow(self, publish: Publisher, mut shutdown: Shutdown) {
+        let mut follower = Follower {
+            client: self.client,
+            stores: self.stores,
+            publish,
+            served: Served::new(),
+            running: BTreeMap::new(),
+            inputs: SelectAll::new(),
+            questions: FuturesUnordered::new(),
+            asking: Asking::default(),
+            dirty: None,
+            published: None,
+        };
+        follower.ask(Question::Served, jittered(START));
+        follower.ask(Question::Probe, PROBE);
+        tokio::select! {
+            () = shutdown.requested() => {}
+            () = follower.run() => {}
+        }
+    }
+}
+
+/// What the server is asked beside the watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Question {
+    /// Which kinds it has.
+    Served,
+    /// Whether it answers at all.
+    Probe,
+}
+
+enum Answer {
+    Served(Result<Served, kube::Error>),
+    /// Any answer will do, a refusal included.
+    Probe(bool),
+}
+
+/// Backoff of each question.
+#[derive(Default)]
+struct Asking {
+    served: Backoff,
+    /// The kinds are being asked for, or soon will be.
+    pending: bool,
+}
+
+type Tagged = Pin<Box<dyn Stream<Item = (Watch, Input)> + Send>>;
+type Asked = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+struct Follower {
+    client: Client,
+    stores: Stores,
+    publish: Publisher,
+    served: Served,
+    /// The watches that run, each with the resource it asks for.
+    running: BTreeMap<Watch, (ApiResource, AbortHandle)>,
+    inputs: SelectAll<Tagged>,
+    questions: FuturesUnordered<Asked>,
+    asking: Asking,
+    /// When the first change came that is not published.
+    dirty: Option<Instant>,
+    /// When the last snapshot was published.
+    published: Option<Instant>,
+}
+
+impl Follower {
+    async fn run(&mut self) {
+        loop {
+            let due = self.due();
+            let publish = async {
+                match due {
+                    Some(due) => sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = publish => self.tell(),
+                Some(answer) = self.questions.next() => self.hear(answer),
+                Some((watch, input)) = self.inputs.next() => {
+                    self.take(&watch, input);
+                    // Whatever else is there already: a list is thousands of inputs.
+                    for _ in 0..BATCH {
+                        let Some(Some((watch, input))) = self.inputs.next().now_or_never() else {
+                            break;
+                        };
+                        self.take(&watch, input);
+                    }
+                    self.adjust();
+                }
+            }
+        }
+    }
+
+    /// When the next snapshot is due; `None` while there is nothing to say.
+    fn due(&self) -> Option<Instant> {
+        let settled = self.dirty? + SETTLE;
+        Some(self.published.map_or(settled, |last| settled.max(last + SPACING)))
+    }
+
+    fn take(&mut self, watch: &Watch, input: Input) {
+        if let Input::Failed(trouble) = &input
+            && trouble.is_missing()
+        {
+            self.ask(Question::Served, jittered(Duration::from_secs(1)));
+        }
+        if self.stores.input(watch, input) {
+            self.dirty.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Opens and drops watches as they are wanted now.
+    fn adjust(&mut self) {
+        let wanted: BTreeMap<Watch, ApiResource> = self
+            .stores
+            .wanted()
+            .filter_map(|watch| Some((watch.clone(), self.served.get(&watch.kind)?.clone())))
+            .collect();
+        self.running.retain(|watch, (resource, handle)| {
+            let stays = wanted.get(watch) == Some(resource);
+            if !stays {
+                tracing::debug!(kind = watch.kind.name(), watch = %watch, "watch dropped");
+                handle.abort();
+            }
+            stays
+        });
+        for (watch, resource) in wanted {
+            if self.running.contains_key(&watch) {
+                continue;
+            }
+            tracing::debug!(kind = watch.kind.name(), watch = %watch, "watch opened");
+            let (handle, registration) = AbortHandle::new_pair();
+            let inputs = stream::open(&self.client, &watch, &resource);
+            let tag = watch.clone();
+            let tagged = inputs.map(move |input| (tag.clone(), input));
+            self.inputs.push(Box::pin(Abortable::new(tagged, registration)));
+            self.running.insert(watch, (resource, handle));
+        }
+        if !self.stores.is_in_step() {
+            self.publish.out_of_step();
+        }
+    }
+
+    /// Publishes what is known, or says what it waits for.
+    fn tell(&mut self) {
+        let Some(noticed) = self.dirty.take() else { return };
+        if self.stores.is_ready() || self.publish.has_published() {
+            self.publish.update(self.stores.snapshot(), noticed);
+            self.published = Some(Instant::now());
+        } else {
+            self.publish.waits_for(&self.stores.problems());
+        }
+        if self.stores.is_in_step() {
+            self.publish.in_step();
+        }
+    }
+
+    /// Asks the server something after a while.
+    fn ask(&mut self, question: Question, after: Duration) {
+        if question == Question::Served && std::mem::replace(&mut self.asking.pending, true) {
+            return;
+        }
+        let client = self.client.clone();
+        self.questions.push(Box::pin(async move {
+            tokio::time::sleep(after).await;
+            match question {
+                Question::Served => Answer::Served(discover(&client).await),
+                Question::Probe => {
+                    let answer = timeout(ANSWER, client.apiserver_version()).await;
+                    Answer::Probe(matches!(answer, Ok(Ok(_) | Err(kube::Error::Api(_)))))
+                }
+            }
+        }));
+    }
+
+    fn hear(&mut self, answer: Answer) {
+        match answer {
+            Answer::Probe(answered) => {
+                if answered && self.stores.is_in_step() {
+                    self.publish.in_step();
+                } else {
+                    self.publish.out_of_step();
+                }
+                self.ask(Question::Probe, jittered(PROBE));
+            }
+            Answer::Served(Ok(served)) => {
+                self.asking.pending = false;
+                self.asking.served.reset();
+                let kinds = served.keys().copied().collect();
+                self.served = served;
+                if self.stores.serve(kinds) {
+                    self.dirty.get_or_insert_with(Instant::now);
+                }
+                self.adjust();
+                let own = self.stores.absent().any(Kind::is_own);
+                if own || self.stores.absent().next().is_some() {
+                    self.ask(Question::Served, jittered(if own { ABSENT_OWN } else { ABSENT }));
+                }
+            }
+            Answer::Served(Err(error)) => {
+                self.asking.pending = false;
+                if self.stores.undiscovered(Trouble::of("list", &error)) {
+                    self.dirty.get_or_insert_with(Instant::now);
+                }
+                let pause = self.asking.served.next();
+                self.ask(Question::Served, pause);
+            }
+        }
+    }
+}
