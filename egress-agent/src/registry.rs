@@ -25,6 +25,7 @@ mod field;
 mod gateway;
 mod gateway_api;
 mod istio;
+mod kind;
 mod kube;
 mod manifest;
 mod moment;

@@ -29,6 +29,17 @@ impl Unreadable {
 
 /// Reads every object of a file. `file` is its path relative to the registry's directory.
 pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Vec<Entry>, Unreadable> {
+    let mut entries = Vec::new();
+    for (line, value) in objects(file, bytes)? {
+        let entry = object::read(value, Some(format!("{file}:{line}")))
+            .map_err(|error| Unreadable::at(line, 1, error))?;
+        entries.extend(entry);
+    }
+    Ok(entries)
+}
+
+/// Every object of a file, of whatever kind, with the line it starts at.
+pub(super) fn objects(file: &str, bytes: &[u8]) -> Result<Vec<(u64, Value)>, Unreadable> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
         Unreadable::at(line as u64 + 1, 1, "UTF-8 text was expected")
@@ -38,15 +49,11 @@ pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Vec<Entry>, Unreadable> {
         // Every writer that truncates first leaves this behind for a moment.
         return Err(Unreadable::at(1, 1, "the file is empty; delete it to remove its objects"));
     }
-    let mut entries = Vec::new();
+    let mut objects = Vec::new();
     for document in if file.ends_with(".json") { json(text)? } else { yaml(text)? } {
-        for (line, value) in document.objects()? {
-            let entry = object::read(value, Some(format!("{file}:{line}")))
-                .map_err(|error| Unreadable::at(line, 1, error))?;
-            entries.extend(entry);
-        }
+        objects.extend(document.objects()?);
     }
-    Ok(entries)
+    Ok(objects)
 }
 
 /// The first document of a YAML text that stands in a field of an object.

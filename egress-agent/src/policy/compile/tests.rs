@@ -5,6 +5,7 @@ mod exact;
 mod exceptions;
 pub(in crate::policy) mod fixture;
 mod gateways;
+mod imports;
 mod links;
 mod narrow;
 mod properties;

@@ -1,7 +1,6 @@
 //! Which namespaces may use which gateway.
 
 use egress_common::Reason;
-use egress_common::state::Capture;
 
 use super::fixture::*;
 use crate::policy::ProblemCode::NarrowingIncomplete;
@@ -12,7 +11,7 @@ use crate::policy::mesh::{
 use crate::policy::{Desired, GatewayTarget};
 
 /// `shop/web` and `bank/ledger` under one policy that narrows.
-fn world() -> World {
+pub(super) fn world() -> World {
     let mut world = World::new();
     world.namespace("bank", &[]);
     world.run(pod("bank/ledger", &["10.1.0.3", "fd00:10::1:3"]), 101, 8);
@@ -22,7 +21,7 @@ fn world() -> World {
     world
 }
 
-fn from_namespaces(names: &[&str]) -> AuthorizationRule {
+pub(super) fn from_namespaces(names: &[&str]) -> AuthorizationRule {
     let values = names.iter().map(|name| (*name).to_owned()).collect();
     let namespace = NamespaceCondition { values, not_values: Vec::new() };
     let source = AuthorizationSource { namespace, ..Default::default() };
@@ -44,11 +43,11 @@ fn authorization(
     }
 }
 
-fn allow(rules: Vec<AuthorizationRule>) -> Authorization {
+pub(super) fn allow(rules: Vec<AuthorizationRule>) -> Authorization {
     authorization("istio-system/callers", AuthorizationAction::Allow, rules)
 }
 
-fn sidecar(full: &str, hosts: &[&str]) -> Sidecar {
+pub(super) fn sidecar(full: &str, hosts: &[&str]) -> Sidecar {
     let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
     Sidecar {
         name: name(full),
@@ -61,12 +60,12 @@ fn sidecar(full: &str, hosts: &[&str]) -> Sidecar {
 }
 
 /// What the boundary says to `shop/web` and `bank/ledger` at the gateway's pod.
-fn verdicts(desired: &Desired) -> [Reason; 2] {
+pub(super) fn verdicts(desired: &Desired) -> [Reason; 2] {
     ["shop/web", "bank/ledger"].map(|uid| ask(desired, uid, "10.1.9.1", TCP, 8443))
 }
 
-const BOTH: [Reason; 2] = [Reason::Gateway, Reason::Gateway];
-const SHOP_ONLY: [Reason; 2] = [Reason::Gateway, Reason::GatewayForbidden];
+pub(super) const BOTH: [Reason; 2] = [Reason::Gateway, Reason::Gateway];
+pub(super) const SHOP_ONLY: [Reason; 2] = [Reason::Gateway, Reason::GatewayForbidden];
 const NOBODY: [Reason; 2] = [Reason::GatewayForbidden, Reason::GatewayForbidden];
 
 #[test]
@@ -314,88 +313,6 @@ fn a_gateway_of_the_gateway_api_takes_targets_and_a_waypoint_nothing_else() {
     assert_eq!(verdict("istio-waypoint", by_target(target("Gateway", "out"))), SHOP_ONLY);
     let core = PolicyTarget { group: String::new(), ..target("Gateway", "out") };
     assert_eq!(verdict("istio", by_target(core)), BOTH);
-}
-
-#[test]
-fn a_sidecar_that_does_not_import_the_gateway_forbids_it() {
-    for (hosts, expected) in [
-        (&["./*"][..], SHOP_ONLY),
-        (&["~/*"], SHOP_ONLY),
-        (&["./*", "istio-system/*"], BOTH),
-        (&["*/*"], BOTH),
-        (&["*/*", "~istio-system/*"], SHOP_ONLY),
-        (&["istio-system/istio-egressgateway.istio-system.svc.cluster.local"], BOTH),
-        (&["istio-system/istio-egressgateway.istio-system.svc.corp.example"], BOTH),
-        (&["istio-system/istiod.istio-system.svc.cluster.local"], SHOP_ONLY),
-        (&["istio-system/*.svc.cluster.local"], BOTH),
-        (&["shop/*"], SHOP_ONLY),
-    ] {
-        let mut world = world();
-        world.snapshot.mesh.sidecars = vec![sidecar("bank/own", hosts)];
-        let desired = world.compile();
-        assert_eq!(verdicts(&desired), expected, "{hosts:?}");
-        assert!(desired.problems.is_empty(), "{hosts:?} {:?}", desired.problems);
-    }
-    let mut world = world();
-    world.snapshot.mesh.sidecars = vec![sidecar("bank/own", &[])];
-    world.snapshot.mesh.sidecars[0].egress.clear();
-    assert_eq!(verdicts(&world.compile()), BOTH, "no egress imports everything");
-    // The root namespace's is for those that have none.
-    let mut world = self::world();
-    world.snapshot.mesh.sidecars =
-        vec![sidecar("istio-system/root", &["./*"]), sidecar("shop/own", &["*/*"])];
-    assert_eq!(verdicts(&world.compile()), SHOP_ONLY);
-}
-
-#[test]
-fn a_sidecar_with_a_selector_is_finer_than_a_namespace() {
-    let selecting = |full: &str, hosts: &[&str]| Sidecar {
-        selector: labels(&[("app", "ledger")]),
-        ..sidecar(full, hosts)
-    };
-    // Some pods of a closed namespace are open, or the other way about.
-    for sidecars in [
-        vec![sidecar("bank/a-own", &["./*"]), selecting("bank/b-some", &["*/*"])],
-        vec![sidecar("bank/a-own", &["*/*"]), selecting("bank/b-some", &["./*"])],
-        vec![selecting("bank/b-some", &["./*"])],
-    ] {
-        let mut world = world();
-        world.snapshot.mesh.sidecars = sidecars;
-        let desired = world.compile();
-        assert_eq!(verdicts(&desired), BOTH);
-        assert_eq!(problems(&desired), [(NarrowingIncomplete, "bank/b-some")]);
-    }
-    // Those that agree are one voice.
-    let mut world = world();
-    world.snapshot.mesh.sidecars =
-        vec![sidecar("bank/a-own", &["./*"]), selecting("bank/b-some", &["~/*"])];
-    assert_eq!(verdicts(&world.compile()), SHOP_ONLY);
-}
-
-#[test]
-fn pods_in_ambient_mode_ignore_sidecars_and_not_authorization() {
-    let mut world = world();
-    world.pod_mut("bank/ledger").capture = Capture::Ambient;
-    world.snapshot.mesh.sidecars = vec![sidecar("bank/own", &["./*"])];
-    assert_eq!(verdicts(&world.compile()), BOTH);
-    world.snapshot.mesh.authorizations = vec![allow(vec![from_namespaces(&["shop"])])];
-    let desired = world.compile();
-    assert_eq!(verdicts(&desired), SHOP_ONLY);
-    assert!(desired.narrowed[0].ambient);
-}
-
-#[test]
-fn pods_named_directly_are_imported_by_the_services_that_select_them() {
-    let mut world = world();
-    let target =
-        GatewayTarget::Pods { labels: labels(&[("istio", "egressgateway")]), ports: vec![8443] };
-    world.policy_mut("shop").gateways = vec![gateway(target)];
-    world.snapshot.mesh.sidecars = vec![sidecar("bank/own", &["./*"])];
-    assert_eq!(verdicts(&world.compile()), SHOP_ONLY);
-    world.snapshot.services.clear();
-    let desired = world.compile();
-    assert_eq!(verdicts(&desired), BOTH);
-    assert!(problems(&desired).contains(&(NarrowingIncomplete, "bank/own")));
 }
 
 #[test]

@@ -7,6 +7,10 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::fixture::*;
+use crate::policy::mesh::{
+    Attachment, Authorization, AuthorizationAction, AuthorizationRule, EgressListener, Mesh,
+    NamespaceCondition, Sidecar,
+};
 
 /// Addresses that objects and questions draw from: inside, outside, and on both sides' edges.
 fn any_ip() -> impl Strategy<Value = &'static str> {
@@ -79,6 +83,57 @@ fn hostile() -> impl Strategy<Value = World> {
     })
 }
 
+/// What tenants and operators may write into the mesh.
+fn any_mesh() -> impl Strategy<Value = Mesh> {
+    let namespace = || select(vec!["shop", "istio-system", "bank"]);
+    let pairs = || select(vec![&[][..], &[("istio", "egressgateway")], &[("app", "web")]]);
+    let action = select(vec![
+        AuthorizationAction::Allow,
+        AuthorizationAction::Deny,
+        AuthorizationAction::Custom,
+        AuthorizationAction::Audit,
+    ]);
+    let rule = (vec(namespace(), 0..3), vec(namespace(), 0..2), any::<bool>());
+    let authorizations = vec((namespace(), pairs(), action, vec(rule, 0..3)), 0..4);
+    let host = select(vec!["./*", "*/*", "~/*", "istio-system/*", "shop/x.example", "nonsense"]);
+    let sidecars = vec((namespace(), pairs(), vec(host, 0..3)), 0..4);
+    (authorizations, sidecars).prop_map(|(authorizations, sidecars)| {
+        let mut mesh = Mesh::default();
+        let texts = |list: Vec<&str>| list.into_iter().map(ToOwned::to_owned).collect();
+        for (i, (namespace, pairs, action, rules)) in authorizations.into_iter().enumerate() {
+            let full = format!("{namespace}/authorization-{i}");
+            let rule = |(values, not_values, qualified)| AuthorizationRule {
+                when: vec![NamespaceCondition {
+                    values: texts(values),
+                    not_values: texts(not_values),
+                }],
+                qualified,
+                ..AuthorizationRule::default()
+            };
+            mesh.authorizations.push(Authorization {
+                name: name(&full),
+                action,
+                attachment: Attachment::Pods(labels(pairs)),
+                rules: rules.into_iter().map(rule).collect(),
+                origin: origin("AuthorizationPolicy", &full),
+            });
+        }
+        for (i, (namespace, pairs, hosts)) in sidecars.into_iter().enumerate() {
+            let full = format!("{namespace}/sidecar-{i}");
+            let listener = EgressListener { port: None, hosts: texts(hosts) };
+            mesh.sidecars.push(Sidecar {
+                name: name(&full),
+                created: None,
+                selector: labels(pairs),
+                egress: vec![listener],
+                outbound: None,
+                origin: origin("Sidecar", &full),
+            });
+        }
+        mesh
+    })
+}
+
 /// Whether a policy, the configuration or a node's own word puts the address inside.
 fn is_inside(world: &World, dst: &str) -> bool {
     let nodes = world.snapshot.nodes.values().flat_map(|node| &node.addresses);
@@ -127,6 +182,23 @@ proptest! {
                 prop_assert!(pod.ips.contains(&endpoint.address.ip));
                 prop_assert_ne!(endpoint.address.port, 15021);
             }
+        }
+    }
+
+    /// Whatever the mesh says, it takes away with `narrow` and means nothing without.
+    #[test]
+    fn the_mesh_only_narrows(
+        mut world in hostile(), mesh in any_mesh(), dst in any_ip(), port in any_port()
+    ) {
+        let plain = world.compile();
+        world.snapshot.mesh = mesh;
+        prop_assert_eq!(&world.compile(), &plain);
+        world.policy_mut("shop").narrow = true;
+        let narrowed = world.compile();
+        for protocol in [TCP, UDP] {
+            let before = ask(&plain, "shop/web", dst, protocol, port);
+            let after = ask(&narrowed, "shop/web", dst, protocol, port);
+            prop_assert!(after.denies() || before == after, "{} {}", before, after);
         }
     }
 
