@@ -184,6 +184,7 @@ impl Inputs {
             name: self.node.clone(),
             cgroups: self.kubepods.pods()?,
             links: link::links()?,
+            addresses: link::addresses()?,
             bound: held.interfaces.iter().map(|(ifindex, pod)| (*ifindex, pod.id)).collect(),
             kubepods_level: self.kubepods.level,
             verified,

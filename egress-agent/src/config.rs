@@ -21,7 +21,7 @@ pub struct File {
     /// Name of this node, as in `spec.nodeName`. Without it every pod of a directory is local; the
     /// registry `kube` needs it.
     pub node_name: Option<String>,
-    /// What happens to pods the agent has not learned: `audit` (default) or `enforce`.
+    /// What happens to pods the agent has not learned: `audit` (default) or `deny`.
     pub unknown_pod: UnknownPod,
     /// How long a silent agent's policy counts as fresh (`30s`); 0 for ever. Default 30s.
     pub lease: Option<String>,
@@ -42,8 +42,8 @@ pub enum UnknownPod {
     /// Let through and reported.
     #[default]
     Audit,
-    /// Dropped, but for loopback and named resolvers.
-    Enforce,
+    /// Dropped, but for loopback, named resolvers and answers to what was opened from outside.
+    Deny,
 }
 
 /// Facts of the cluster.
@@ -289,7 +289,7 @@ impl File {
     pub const fn unknown_pod(&self) -> Mode {
         match self.unknown_pod {
             UnknownPod::Audit => Mode::Audit,
-            UnknownPod::Enforce => Mode::Enforce,
+            UnknownPod::Deny => Mode::Enforce,
         }
     }
 }
@@ -312,6 +312,14 @@ mod tests {
         assert_eq!(cluster.mesh_vip_ranges[1].to_string(), "2001:2::/48");
         assert_eq!(file.lease(Path::new("x")).unwrap(), Duration::from_secs(30));
         assert_eq!(file.unknown_pod(), Mode::Audit);
+    }
+
+    #[test]
+    fn pods_nobody_knows_are_audited_or_denied() {
+        assert_eq!(parse("unknownPod: audit").unwrap().unknown_pod(), Mode::Audit);
+        assert_eq!(parse("unknownPod: deny").unwrap().unknown_pod(), Mode::Enforce);
+        let error = parse("unknownPod: enforce").unwrap_err().to_string();
+        assert!(error.contains("expected one of audit, deny"), "{error}");
     }
 
     #[test]

@@ -170,6 +170,8 @@ pub struct NodeState {
     /// The pod each interface was last known to belong to (the kernel's own table): a pod may
     /// change the addresses it carries, and stays behind its interface all the same.
     pub bound: BTreeMap<u32, PodId>,
+    /// Addresses of this node's own interfaces.
+    pub addresses: BTreeSet<IpAddr>,
     /// Interfaces on which the boundary was seen to be attached, as the kernel says.
     pub verified: BTreeSet<u32>,
     /// Absolute level of `kubepods`.
@@ -208,4 +210,6 @@ pub struct Link {
     pub ips: Vec<IpAddr>,
     /// MAC of the pod's side.
     pub mac: [u8; 6],
+    /// The pod's namespace as the node numbers it (`IFLA_LINK_NETNSID`), from 0.
+    pub netns: u32,
 }

@@ -18,7 +18,7 @@ use egress_common::{Mode, Reason, Verdict};
 
 use node::{Bpffs, CgroupRoot, Pair, ip};
 
-const HOOKS: [&str; 5] = ["wall", "connect4", "connect6", "sendmsg4", "sendmsg6"];
+const HOOKS: [&str; 6] = ["wall_ingress", "wall", "connect4", "connect6", "sendmsg4", "sendmsg6"];
 
 fn options(bpffs: &Bpffs) -> Options {
     Options { bpffs: bpffs.path().join("egress"), kernel_log: false, capacity: None }
@@ -37,7 +37,7 @@ fn pod(id: u64, policy: u32) -> Pod {
         v6: Addr::UNSPECIFIED,
         namespace: egress_common::key::NamespaceId(1),
         guarded: 0,
-        pad: 0,
+        netns: 0,
     }
 }
 
@@ -78,7 +78,7 @@ fn link_ids(options: &Options, ifindex: u32) -> Vec<u32> {
 
 fn assert_all_attached(attached: &Attached) {
     let hooks = attached.hooks();
-    assert_eq!(hooks.len(), 7, "{hooks:?}");
+    assert_eq!(hooks.len(), HOOKS.len() + 2, "{hooks:?}");
     for hook in hooks {
         assert!(hook.attached, "{hook:?}");
     }
@@ -207,7 +207,7 @@ fn uninstall_removes_what_is_ours_and_only_that() {
     let foreign = options.bpffs.join("links").join("somebodys");
     fs::create_dir(&foreign).unwrap();
     let removed = uninstall(&options).unwrap();
-    assert_eq!((removed.links, removed.objects), (7, 18 + 8), "{removed:?}");
+    assert_eq!((removed.links, removed.objects), (HOOKS.len() + 2, 18 + 9), "{removed:?}");
     assert!(foreign.exists());
 
     fs::remove_dir(&foreign).unwrap();

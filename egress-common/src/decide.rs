@@ -6,7 +6,7 @@
 //! [`Subject::verdict`].
 
 use crate::key::{
-    Addr, AddressKey, ExactKey, ExceptionKey, GatewayId, PolicyId, RangeKey, ReplyKey,
+    Addr, AddressKey, ExactKey, ExceptionKey, GatewayId, PodId, PolicyId, RangeKey, ReplyKey,
 };
 use crate::packet::{Hook, Packet, Shape, protocol};
 use crate::reason::Reason;
@@ -65,7 +65,8 @@ const DNS_OVER_TLS: u16 = 853;
 
 /// Judges one packet or socket call. The first matching line wins:
 ///
-///  0. A pod the agent has not learned → loopback, named resolvers; else deny `unknown_pod`.
+///  0. A pod the agent has not learned → loopback, named resolvers, answers on flows opened from
+///     outside; else deny `unknown_pod`.
 ///  1. Not governed (no policy, mode off, exempt) → allow `exempt`; on its veth the source guard
 ///     of line 4 still applies.
 ///  2. A VLAN tag, or an ethertype that is not IPv4, IPv6 or ARP → deny `ethertype`. ARP of
@@ -74,8 +75,8 @@ const DNS_OVER_TLS: u16 = 853;
 ///     `malformed`. Fragments → deny `fragment` unless the destination is a plain in-cluster one.
 ///  4. Source MAC or address not the pod's (link-local and unspecified only for neighbour
 ///     discovery and listener reports), or another's address advertised → deny `spoofed_source`.
-///  5. Loopback (never on the wire, where a node may route it), own addresses, exact neighbour
-///     discovery → allow `local`; multicast and broadcast, and link-local that neither the reply
+///  5. Loopback (never on the wire, where a node may route it), own addresses (for a pod on the
+///     node's network: the node's), exact neighbour discovery → allow `local`; multicast and broadcast, and link-local that neither the reply
 ///     table nor an exact or metadata entry names → deny `protocol`.
 ///  6. Answer on a flow opened from outside → allow `reply`: never what opens a connection.
 ///  7. Metadata service; mesh VIPs; tunnel ports and protocols toward nodes; Service ports known
@@ -141,8 +142,15 @@ fn unlearned<L: Lookup>(packet: &Packet, lookup: &L) -> Ruling {
         Some(entry) if is(&entry, Target::Resolver) && whole(packet) && packet.dst_port == DNS => {
             Ruling::new(8, Reason::Resolver)
         }
+        _ if answers(PodId::UNKNOWN, packet, lookup) => Ruling::new(6, Reason::Reply),
         _ => Ruling::new(0, Reason::UnknownPod),
     }
+}
+
+/// Line 6.
+#[inline(always)]
+fn answers<L: Lookup>(pod: PodId, packet: &Packet, lookup: &L) -> bool {
+    whole(packet) && packet.may_reply() && lookup.reply(&packet.reply_key(pod))
 }
 
 /// Lines 2 to 13.
@@ -181,14 +189,15 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
         return Ruling::new(4, Reason::SpoofedSource);
     }
     // 5
-    if stays_in_pod(packet) || is_own(who, &packet.dst) || neighbour(packet) {
+    let own = is_own(who, &packet.dst) || (who.on_host() && nets.has(range::THIS_NODE));
+    if stays_in_pod(packet) || own || neighbour(packet) {
         return Ruling::new(5, Reason::Local);
     }
     if packet.dst.is_multicast_or_broadcast() || packet.dst.is_unspecified() {
         return Ruling::new(5, Reason::Protocol);
     }
     // 6, before the rest of 5: a node's probes may come from a link-local address.
-    if whole(packet) && packet.may_reply() && lookup.reply(&packet.reply_key(who.pod)) {
+    if answers(who.pod, packet, lookup) {
         return Ruling::new(6, Reason::Reply);
     }
     let exact = if whole(packet) {
@@ -324,7 +333,7 @@ fn is(entry: &Exact, target: Target) -> bool {
 #[inline(always)]
 fn stays_in_pod(packet: &Packet) -> bool {
     match packet.hook {
-        Hook::PodEgress | Hook::PodIngress | Hook::UplinkEgress => false,
+        Hook::PodEgress | Hook::PodIngress | Hook::UplinkEgress | Hook::WallIngress => false,
         Hook::Wall => packet.on_loopback || packet.dst.is_loopback(),
         Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6 => {
             packet.dst.is_loopback() || packet.dst.is_unspecified()
@@ -371,6 +380,7 @@ fn foreign_source(who: &Subject, packet: &Packet) -> bool {
         | Hook::Sendmsg4
         | Hook::Sendmsg6
         | Hook::PodIngress
+        | Hook::WallIngress
         | Hook::UplinkEgress => false,
         // The wall meets pods whose address the registry does not know yet.
         Hook::Wall if who.v4.is_unspecified() && who.v6.is_unspecified() => false,

@@ -192,6 +192,13 @@ impl PodId {
     pub const fn of(uid: &str) -> Self {
         Self(fnv64(&[uid.as_bytes()]))
     }
+
+    /// The owner of the sockets in this cgroup (its id), where what happens at a socket is
+    /// remembered before, or without, a pod's interface being known.
+    #[inline(always)]
+    pub const fn of_cgroup(id: u64) -> Self {
+        Self(id)
+    }
 }
 
 /// A compiled policy, by the hash of its object's name. [`PolicyId::NONE`] governs nobody.
@@ -377,6 +384,24 @@ impl ReplyKey {
     /// The pod the entry belongs to; another pod's traffic never matches it.
     pub const fn pod(&self) -> PodId {
         self.pod
+    }
+
+    /// Whether the flow is TCP's.
+    #[inline(always)]
+    pub const fn is_tcp(&self) -> bool {
+        self.protocol == crate::packet::protocol::TCP
+    }
+
+    /// The same flow as the sockets of this cgroup see it: on the socket's own port (host order;
+    /// zero where it has none), whatever address translation made of it behind the socket.
+    #[inline(always)]
+    pub const fn at_socket(&self, cgroup: u64, port: u16) -> Self {
+        let mut key = *self;
+        key.pod = PodId::of_cgroup(cgroup);
+        if port != 0 {
+            key.local_port = port.to_be_bytes();
+        }
+        key
     }
 }
 

@@ -54,6 +54,8 @@ closed_enum! {
         Sendmsg6 = 7 "sendmsg6",
         /// TCX egress of a node's uplink, after Service addresses were translated.
         UplinkEgress = 8 "uplink_egress",
+        /// `cgroup_skb/ingress` at `kubepods`: what reaches a pod's sockets. Never drops.
+        WallIngress = 9 "wall_ingress",
     }
 }
 

@@ -68,8 +68,9 @@ pub struct Pod {
     /// Index, inside the pod, of the interface behind whose other end the boundary was seen to be
     /// attached; zero for none. What leaves by it the wall may leave to the boundary.
     pub guarded: u32,
-    /// Zero.
-    pub pad: u32,
+    /// The pod's network namespace as the node numbers it (`IFLA_LINK_NETNSID`), plus one; zero
+    /// for none.
+    pub netns: u32,
 }
 
 impl Pod {
@@ -80,6 +81,10 @@ impl Pod {
     pub const OWNER: u8 = 2;
     /// The node's mesh proxy (ztunnel), which opens sockets inside other pods' namespaces.
     pub const MESH_PROXY: u8 = 4;
+    /// It shares the node's network: no interface is its own, and the node's addresses are.
+    pub const HOST: u8 = 8;
+    /// Its policy has not opted in pods on the node's network: what it denies passes and is told.
+    pub const AUDITED: u8 = 16;
     /// A uid and gid that no process has.
     pub const NO_PROXY: u32 = u32::MAX;
 }
@@ -229,6 +234,8 @@ pub mod range {
     pub const MESH_VIP: u32 = 8;
     /// A remote whose connections toward the pod may be answered.
     pub const INBOUND: u32 = 16;
+    /// An address of this very node: to a pod on the node's network it is its own.
+    pub const THIS_NODE: u32 = 32;
 }
 
 /// Value of the range trie.

@@ -57,9 +57,11 @@ impl Subject {
             None => (Mode::Enforce, OnAgentLoss::Hold),
         };
         let stale = config.lease != 0 && silence > config.lease;
-        let mode = match (stale, on_loss, declared) {
-            (true, OnAgentLoss::Audit, Mode::Enforce) => Mode::Audit,
-            _ => declared,
+        let eased =
+            (stale && matches!(on_loss, OnAgentLoss::Audit)) || pod.flags & Pod::AUDITED != 0;
+        let mode = match declared {
+            Mode::Enforce if eased => Mode::Audit,
+            Mode::Off | Mode::Audit | Mode::Enforce => declared,
         };
         Self {
             pod: pod.id,
@@ -123,6 +125,12 @@ impl Subject {
         self.answers && self.guarded && packet.is_answerable()
     }
 
+    /// Whether it shares the node's network.
+    #[inline(always)]
+    pub const fn on_host(&self) -> bool {
+        self.flags & Pod::HOST != 0
+    }
+
     /// What a reason becomes for this subject: the source guard has a mode of its own.
     #[inline(always)]
     pub const fn verdict(&self, reason: Reason) -> Verdict {
@@ -148,7 +156,7 @@ mod tests {
         v6: Addr::UNSPECIFIED,
         namespace: NamespaceId(3),
         guarded: 0,
-        pad: 0,
+        netns: 0,
     };
 
     fn subject(mode: Mode, on_loss: OnAgentLoss, guard: Mode, silence: u64) -> Subject {
@@ -171,6 +179,22 @@ mod tests {
         }
         // A lease never turns enforcement on.
         assert_eq!(subject(Mode::Off, OnAgentLoss::Audit, Mode::Off, 101).mode, Mode::Off);
+    }
+
+    #[test]
+    fn a_pod_on_the_nodes_network_is_audited_until_its_policy_opts_it_in() {
+        let of = |flags, mode| {
+            let pod = Pod { flags, ..POD };
+            let policy = Policy::new(mode, OnAgentLoss::Hold);
+            Subject::of(&pod, Some(&policy), &Config::default(), 0)
+        };
+        let audited = of(Pod::HOST | Pod::AUDITED, Mode::Enforce);
+        assert_eq!(audited.verdict(Reason::NotGateway), Verdict::Audit);
+        assert_eq!(of(Pod::HOST, Mode::Enforce).verdict(Reason::NotGateway), Verdict::Drop);
+        assert_eq!(of(Pod::HOST | Pod::AUDITED, Mode::Off).mode, Mode::Off);
+        // Nor does a missing policy entry, which is judged in mode enforce.
+        let pod = Pod { flags: Pod::HOST | Pod::AUDITED, ..POD };
+        assert_eq!(Subject::of(&pod, None, &Config::default(), 0).mode, Mode::Audit);
     }
 
     #[test]

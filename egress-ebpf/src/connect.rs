@@ -13,7 +13,7 @@ use egress_common::{Addr, Verdict, decide};
 
 use crate::emit::{Told, tell};
 use crate::forget::{forget_packet, forget_ruling, forget_subject};
-use crate::maps::{self, Stage, Tables};
+use crate::maps::{self, Local, Stage, Tables};
 
 /// `IPPROTO_MPTCP`, which falls back to or is carried in TCP.
 const IPPROTO_MPTCP: u32 = 262;
@@ -24,11 +24,10 @@ pub(crate) fn call(ctx: &SockAddrContext, hook: Hook) -> Verdict {
     let config = maps::config();
     let now = maps::now();
     // SAFETY: the helper takes a level and returns an id, zero beyond the depth (Linux 5.6).
-    let pod =
-        maps::by_cgroup(&config, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) });
+    let owner = maps::owner(&config, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) });
     // A pod nobody knows yet meets the wall instead: TCP tries again after a silent drop and
     // survives the moment, an EPERM it would not.
-    let Some(pod) = pod else {
+    let Some(pod) = owner.pod else {
         return Verdict::Allow;
     };
     if !certain(pod, bpf_get_current_uid_gid()) {
@@ -38,7 +37,9 @@ pub(crate) fn call(ctx: &SockAddrContext, hook: Hook) -> Verdict {
     forget_subject(&mut who, now);
     let mut packet = facts(ctx, hook);
     forget_packet(&mut packet, now);
-    let tables = Tables { now, config: &config, stage: Stage::Early };
+    let bounded = who.flags & Pod::BOUNDARY != 0;
+    let local = Local { cgroup: owner.cgroup, port: packet.src_port, bounded };
+    let tables = Tables { now, config: &config, stage: Stage::Call(local) };
     let ruling = forget_ruling(decide(&who, &packet, &tables), now);
     let verdict = who.verdict(ruling.reason);
     log(&packet, verdict, ctx);
@@ -87,6 +88,7 @@ fn facts(ctx: &SockAddrContext, hook: Hook) -> Packet {
             | Hook::PodEgress
             | Hook::PodIngress
             | Hook::UplinkEgress
+            | Hook::WallIngress
             | Hook::Wall => Addr::from_v4_word((*call).user_ip4),
         };
         let sk = (*call).__bindgen_anon_1.sk;
@@ -136,7 +138,7 @@ mod tests {
             v6: Addr::UNSPECIFIED,
             namespace: NamespaceId(1),
             guarded: 0,
-            pad: 0,
+            netns: 0,
         }
     }
 

@@ -46,9 +46,12 @@ fn final_here(told: &Told<'_>) -> bool {
         Hook::Wall => told.who.flags & Pod::BOUNDARY == 0 && !told.packet.on_loopback,
         // What it lets through was counted at the boundary.
         Hook::UplinkEgress => matches!(told.verdict, Verdict::Audit),
-        Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6 | Hook::PodIngress => {
-            false
-        }
+        Hook::Connect4
+        | Hook::Connect6
+        | Hook::Sendmsg4
+        | Hook::Sendmsg6
+        | Hook::PodIngress
+        | Hook::WallIngress => false,
     }
 }
 

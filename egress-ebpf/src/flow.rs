@@ -1,15 +1,16 @@
 //! The reply table: flows that a remote opened toward a pod, so that the pod may answer.
 //!
-//! It is an attack surface, so it is narrow: only `pod_ingress` writes it, only from remotes in
-//! the policy's inbound ranges, each entry belongs to one pod, and `decide` never lets it excuse
-//! what opens a connection.
+//! It is an attack surface, so it is narrow: only `pod_ingress` writes it, and for pods whose
+//! interface is not known `wall_ingress`, each under its own number; only from remotes in the
+//! policy's inbound ranges, each entry belongs to one pod, and `decide` never lets it excuse what
+//! opens a connection.
 
-use egress_common::Subject;
-use egress_common::key::{PodId, ReplyKey};
-use egress_common::packet::{Icmp, Packet, protocol};
+use egress_common::Lookup;
+use egress_common::key::{AddressKey, ExactKey, PodId, PolicyId, RangeKey, ReplyKey};
+use egress_common::packet::{Icmp, Packet, Shape, protocol, tcp};
 use egress_common::state::{PlaceKey, REPLIES_PER_POD, Reply, loss, range};
-use egress_common::{Lookup, key::RangeKey};
 
+use crate::listen::Listeners;
 use crate::maps::{HANDS, PLACES, REPLIES, Tables, lost};
 
 /// Whether the flow is tracked; refreshes it.
@@ -25,27 +26,71 @@ pub(crate) fn answers(key: &ReplyKey, now: u64) -> bool {
     }
 }
 
-/// Remembers what a remote opens toward the pod: a SYN, a datagram that no entry of the pod's
-/// own allow-list explains, an echo request (whose identifier the parser put into `src_port`).
+/// Whom an inbound packet is for.
+pub(crate) struct Toward {
+    /// Whose places its flow takes.
+    pub table: PodId,
+    /// Whose inbound ranges count.
+    pub policy: PolicyId,
+}
+
+/// What an inbound packet says of its flow.
+enum Says {
+    /// The remote opens it: a SYN, a datagram, an echo request (whose identifier the parser put into
+    /// `src_port`).
+    Opens,
+    /// It goes on: whoever opened it did so before anybody looked, or was forgotten since.
+    GoesOn,
+    /// Nothing.
+    Nothing,
+}
+
 #[inline(always)]
-pub(crate) fn track(who: &Subject, inbound: &Packet, tables: &Tables<'_>) {
-    let opens = match inbound.protocol {
-        protocol::TCP => inbound.is_bare_syn(),
-        protocol::UDP => true,
-        protocol::ICMP | protocol::ICMPV6 => matches!(inbound.icmp, Icmp::EchoRequest),
-        _ => false,
-    };
-    if !opens {
+fn says(inbound: &Packet) -> Says {
+    match inbound.protocol {
+        protocol::TCP if inbound.is_bare_syn() => Says::Opens,
+        protocol::TCP if inbound.tcp_flags & (tcp::SYN | tcp::RST) == 0 => Says::GoesOn,
+        protocol::UDP => Says::Opens,
+        protocol::ICMP | protocol::ICMPV6 if matches!(inbound.icmp, Icmp::EchoRequest) => {
+            Says::Opens
+        }
+        _ => Says::Nothing,
+    }
+}
+
+/// Remembers what a remote opens toward the pod. Of a TCP connection that is open already, its
+/// server's end is told by its listener: it is remembered as well, unless the pod's own allow-list
+/// explains the remote. Nothing is gained by that, because nobody answers with what was denied.
+#[inline(always)]
+pub(crate) fn track(toward: &Toward, inbound: &Packet, tables: &Tables<'_>, listeners: &Listeners) {
+    let says = says(inbound);
+    if !matches!(inbound.shape, Shape::Ip) || matches!(says, Says::Nothing) {
         return;
     }
-    let remote = inbound.src;
-    let nets = tables.range(&RangeKey { policy: who.policy, addr: remote });
+    let Toward { table, policy } = *toward;
+    let (remote, port) = (inbound.src, inbound.src_port);
+    let key = ReplyKey::new(table, remote, port, inbound.dst_port, inbound.flow_protocol);
+    if answers(&key, tables.now) {
+        return;
+    }
+    let nets = tables.range(&RangeKey { policy, addr: remote });
     if !nets.has(range::INBOUND) {
         return;
     }
-    let key =
-        ReplyKey::new(who.pod, remote, inbound.src_port, inbound.dst_port, inbound.flow_protocol);
-    if !answers(&key, tables.now) && remember(who.pod, &key, tables.now).is_err() {
+    // A sender that the pod may dial answers the pod's own datagrams and connections; the table is
+    // for the others.
+    let goes_on = matches!(says, Says::GoesOn);
+    let dialled = || {
+        let sender = ExactKey::new(policy, remote, inbound.protocol, port);
+        tables.exact(&sender).is_some()
+            || (goes_on && tables.address(&AddressKey { policy, addr: remote }) != 0)
+    };
+    let its_own = match inbound.protocol {
+        protocol::UDP => dialled(),
+        protocol::TCP if goes_on => dialled() || !listeners.have(inbound),
+        _ => false,
+    };
+    if !its_own && remember(table, &key, tables.now).is_err() {
         lost(loss::REPLY, 1);
     }
 }

@@ -17,6 +17,7 @@ mod connect;
 mod emit;
 mod flow;
 mod forget;
+mod listen;
 mod log;
 mod maps;
 mod packet;
@@ -73,6 +74,14 @@ pub(crate) fn wall(ctx: SkBuffContext) -> i32 {
         Verdict::Allow | Verdict::Audit => CGROUP_ALLOW,
         Verdict::Drop => CGROUP_DENY,
     }
+}
+
+/// `cgroup_skb/ingress` at `kubepods`: every packet that reaches a socket of a pod. Tracks what is
+/// opened toward pods without a boundary, never drops.
+#[cgroup_skb]
+pub(crate) fn wall_ingress(ctx: SkBuffContext) -> i32 {
+    packet::wall_ingress(&ctx);
+    CGROUP_ALLOW
 }
 
 /// `connect(2)` to an IPv4 address.

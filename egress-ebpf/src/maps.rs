@@ -56,9 +56,11 @@ pub(crate) static PLACES: HashMap<PlaceKey, ReplyKey> =
 /// Where each pod looks for its next place.
 #[map]
 pub(crate) static HANDS: HashMap<PodId, u64> = HashMap::with_max_entries(2048, BPF_F_NO_PREALLOC);
-/// Up to when each bucket is filled: boot clock, nanoseconds.
+/// Up to when each bucket is filled: boot clock, nanoseconds. Four times as many as pods fit into
+/// [`PODS`], and only a pod's policy makes one: what the table drops is the least used, so a pod that
+/// floods keeps the bucket it has emptied.
 #[map]
-pub(crate) static BUCKETS: LruHashMap<BucketKey, u64> = LruHashMap::with_max_entries(4096, 0);
+pub(crate) static BUCKETS: LruHashMap<BucketKey, u64> = LruHashMap::with_max_entries(16_384, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuHashMap<CounterKey, Counter> =
     PerCpuHashMap::with_max_entries(8192, 0);
@@ -91,6 +93,7 @@ pub(crate) fn scratch(hook: Hook) -> Option<&'static mut Packet> {
         Hook::UplinkEgress => 2,
         Hook::PodEgress
         | Hook::Wall
+        | Hook::WallIngress
         | Hook::Connect4
         | Hook::Connect6
         | Hook::Sendmsg4
@@ -123,20 +126,30 @@ pub(crate) fn by_interface(ifindex: u32) -> Option<&'static Pod> {
     unsafe { INTERFACES.get(ifindex) }
 }
 
-/// The pod of a cgroup: its directory stands two levels below `kubepods`, or one for guaranteed
+/// Who owns a socket.
+pub(crate) struct Owner {
+    /// The pod, where the agent has learned it.
+    pub pod: Option<&'static Pod>,
+    /// The cgroup two levels below `kubepods`, or else one: a pod's own, or for guaranteed pods its
+    /// container's. The same number whether or not the pod is known; zero outside `kubepods`.
+    pub cgroup: u64,
+}
+
+/// The owner by cgroup: a pod's directory stands two levels below `kubepods`, or one for guaranteed
 /// pods. `ancestor` gives the id at an absolute level, zero where there is none.
 #[inline(always)]
-pub(crate) fn by_cgroup(config: &Config, ancestor: impl Fn(i32) -> u64) -> Option<&'static Pod> {
+pub(crate) fn owner(config: &Config, ancestor: impl Fn(i32) -> u64) -> Owner {
     let level = config.kubepods_level as i32;
     let deep = ancestor(level + 2);
     // SAFETY: as in `by_interface`.
     let found = if deep == 0 { None } else { unsafe { PODS.get(deep) } };
     if found.is_some() {
-        return found;
+        return Owner { pod: found, cgroup: deep };
     }
     let shallow = ancestor(level + 1);
     // SAFETY: as in `by_interface`.
-    if shallow == 0 { None } else { unsafe { PODS.get(shallow) } }
+    let found = if shallow == 0 { None } else { unsafe { PODS.get(shallow) } };
+    Owner { pod: found, cgroup: if deep == 0 { shallow } else { deep } }
 }
 
 /// The subject of a decision about this pod.
@@ -172,12 +185,59 @@ pub(crate) struct Tables<'a> {
 
 /// What a hook may ask beyond the tables.
 pub(crate) enum Stage {
-    /// Others follow that count the connection.
+    /// Knows no socket; others follow that count the connection.
     Early,
-    /// Has the last word of a pod without a boundary: takes its connections into account.
-    Last,
-    /// The boundary: likewise, and knows the packet's socket.
+    /// A socket call: likewise, but knows the socket.
+    Call(Local),
+    /// The wall: has the last word of a pod without a boundary, and takes its connections into
+    /// account.
+    Wall(Local),
+    /// The boundary: takes connections into account, and knows the packet's socket.
     Boundary(*mut aya_ebpf::bindings::__sk_buff),
+}
+
+/// A hook's own socket.
+#[derive(Clone, Copy)]
+pub(crate) struct Local {
+    /// [`Owner::cgroup`].
+    pub cgroup: u64,
+    /// The port it is bound to, host order; zero for none.
+    pub port: u16,
+    /// Its pod has a boundary, which knows what was opened toward it.
+    pub bounded: bool,
+}
+
+impl Tables<'_> {
+    /// Where `wall_ingress` may have remembered the flow: everything toward a pod without a
+    /// boundary, and TCP that was opened before the boundary was there. A datagram that comes after
+    /// is remembered at the interface.
+    #[inline(always)]
+    fn at_socket(&self, key: &ReplyKey) -> Option<ReplyKey> {
+        let (cgroup, port) = match self.stage {
+            Stage::Call(local) | Stage::Wall(local) if key.is_tcp() || !local.bounded => {
+                (local.cgroup, local.port)
+            }
+            Stage::Boundary(skb) if key.is_tcp() => {
+                // SAFETY: as in `foreign_socket`.
+                let owner =
+                    owner(self.config, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) });
+                (owner.cgroup, socket_port(skb))
+            }
+            Stage::Early | Stage::Call(_) | Stage::Wall(_) | Stage::Boundary(_) => return None,
+        };
+        if cgroup == 0 { None } else { Some(key.at_socket(cgroup, port)) }
+    }
+}
+
+/// The port that the packet's socket is bound to, host order; zero without one.
+#[inline(always)]
+pub(crate) fn socket_port(skb: *mut aya_ebpf::bindings::__sk_buff) -> u16 {
+    // SAFETY: context fields, checked and rewritten by the verifier, which asks for the comparison
+    // with null.
+    unsafe {
+        let sk = (*skb).__bindgen_anon_2.sk;
+        if sk.is_null() { 0 } else { (*sk).src_port as u16 }
+    }
 }
 
 impl Lookup for Tables<'_> {
@@ -206,7 +266,13 @@ impl Lookup for Tables<'_> {
 
     #[inline(always)]
     fn reply(&self, key: &ReplyKey) -> bool {
-        crate::flow::answers(key, self.now)
+        if crate::flow::answers(key, self.now) {
+            return true;
+        }
+        match self.at_socket(key) {
+            Some(key) => crate::flow::answers(&key, self.now),
+            None => false,
+        }
     }
 
     #[inline(always)]
@@ -214,7 +280,12 @@ impl Lookup for Tables<'_> {
         // SAFETY: an entry is replaced whole.
         match unsafe { POLICIES.get(who.policy) } {
             Some(policy) => {
-                crate::rate::over(who, policy, self.now, !matches!(self.stage, Stage::Early))
+                let take = match self.stage {
+                    Stage::Early | Stage::Call(_) => false,
+                    Stage::Wall(local) => !local.bounded,
+                    Stage::Boundary(_) => true,
+                };
+                crate::rate::over(who, policy, self.now, take)
             }
             // As everywhere, a half-written map never widens.
             None => true,
@@ -228,16 +299,15 @@ impl Lookup for Tables<'_> {
                 // SAFETY: the helper takes a level and returns the id of the socket's cgroup
                 // there, zero without a socket or beyond its depth (Linux 4.18; at this hook the
                 // socket of the pod's namespace is still known).
-                let owner = by_cgroup(self.config, |level| unsafe {
-                    bpf_skb_ancestor_cgroup_id(skb, level)
-                });
-                !owner.is_some_and(|owner| {
+                let owner =
+                    owner(self.config, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) });
+                !owner.pod.is_some_and(|owner| {
                     owner.id == who.pod
                         || (matches!(who.capture, Capture::Ambient)
                             && owner.flags & Pod::MESH_PROXY != 0)
                 })
             }
-            Stage::Boundary(_) | Stage::Last | Stage::Early => false,
+            Stage::Boundary(_) | Stage::Wall(_) | Stage::Call(_) | Stage::Early => false,
         }
     }
 

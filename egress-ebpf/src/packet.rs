@@ -5,15 +5,17 @@ use aya_ebpf::helpers::generated::{
     bpf_skb_ancestor_cgroup_id, bpf_skb_load_bytes, bpf_skb_pull_data,
 };
 use aya_ebpf::programs::{SkBuffContext, TcContext};
-use egress_common::key::{ExactKey, PolicyId};
-use egress_common::packet::{Hook, Packet, Shape, protocol};
+use egress_common::key::{ExactKey, PodId, PolicyId};
+use egress_common::packet::{Hook, Packet, Shape};
 use egress_common::state::{Counter, Direction, Pod, Target};
 use egress_common::{Lookup, Mode, Reason, Subject, Verdict, decide};
 
 use crate::answer;
 use crate::emit::{Told, count, received, tell};
+use crate::flow::Toward;
 use crate::forget::{forget_packet, forget_ruling, forget_subject};
-use crate::maps::{self, Stage, Tables};
+use crate::listen::Listeners;
+use crate::maps::{self, Local, Stage, Tables};
 use crate::wire::{self, Bytes};
 
 /// In every network namespace the loopback device is the first.
@@ -131,12 +133,9 @@ pub(crate) fn pod_ingress(ctx: &TcContext) {
             let amount = Counter { connections: 0, packets: 1, bytes: u64::from(len) };
             count(&who, received(entry.gateway), Verdict::Allow, Direction::Rx, &amount);
         }
-        // Its datagrams answer the pod's own; the table is for the others.
-        if packet.protocol == protocol::UDP {
-            return;
-        }
     }
-    crate::flow::track(&who, packet, &tables);
+    let toward = Toward { table: who.pod, policy: who.policy };
+    crate::flow::track(&toward, packet, &tables, &Listeners::of_namespace(skb, pod.netns));
 }
 
 /// Judges what a socket of a pod sends, before it leaves the pod's namespace.
@@ -147,18 +146,19 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
     let now = maps::now();
     // SAFETY: context fields, checked and rewritten by the verifier; the helper takes a level
     // and returns the id of the socket's cgroup there, zero beyond its depth (Linux 4.18).
-    let (ifindex, len, family, pod) = unsafe {
-        let pod = maps::by_cgroup(&config, |level| bpf_skb_ancestor_cgroup_id(skb, level));
-        ((*skb).ifindex, (*skb).len, u16::from_be((*skb).protocol as u16), pod)
+    let (ifindex, len, family, owner) = unsafe {
+        let owner = maps::owner(&config, |level| bpf_skb_ancestor_cgroup_id(skb, level));
+        ((*skb).ifindex, (*skb).len, u16::from_be((*skb).protocol as u16), owner)
     };
-    let mut who = maps::subject(pod, &config, now);
-    who.guarded = pod.is_some_and(|pod| pod.guarded != 0 && pod.guarded == ifindex);
+    let mut who = maps::subject(owner.pod, &config, now);
+    who.guarded = owner.pod.is_some_and(|pod| pod.guarded != 0 && pod.guarded == ifindex);
     forget_subject(&mut who, now);
     let mut packet = Packet::unparsed(Hook::Wall);
     packet.on_loopback = ifindex == LOOPBACK_IFINDEX;
     wire::network(&mut packet, &Copied { skb, len }, family);
     forget_packet(&mut packet, now);
-    let stage = if who.flags & Pod::BOUNDARY == 0 { Stage::Last } else { Stage::Early };
+    let bounded = who.flags & Pod::BOUNDARY != 0;
+    let stage = Stage::Wall(Local { cgroup: owner.cgroup, port: maps::socket_port(skb), bounded });
     let ruling = forget_ruling(decide(&who, &packet, &Tables { now, config: &config, stage }), now);
     let verdict = who.verdict(ruling.reason);
     // The boundary drops it too, counts it, tells of it, and can answer.
@@ -171,6 +171,36 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
         &Told { who: &who, packet: &packet, ruling, verdict, now, len, ifindex, socket_uid },
     );
     verdict
+}
+
+/// Remembers what is opened toward a pod that has no boundary: one that the agent has not learned,
+/// whose interface is not known, or that is on the node's network. Its own loopback opens nothing:
+/// there a raw socket may say anything.
+#[inline(always)]
+pub(crate) fn wall_ingress(ctx: &SkBuffContext) {
+    let skb = maps::skb(ctx);
+    let config = maps::config();
+    // SAFETY: as in `wall`.
+    let (ifindex, len, family, owner) = unsafe {
+        let owner = maps::owner(&config, |level| bpf_skb_ancestor_cgroup_id(skb, level));
+        ((*skb).ifindex, (*skb).len, u16::from_be((*skb).protocol as u16), owner)
+    };
+    let policy = match owner.pod {
+        // Nobody governs it, or its interface remembers.
+        Some(pod) if pod.policy == PolicyId::NONE || pod.flags & Pod::BOUNDARY != 0 => return,
+        Some(pod) => pod.policy,
+        None => PolicyId::NONE,
+    };
+    if owner.cgroup == 0 || ifindex == LOOPBACK_IFINDEX {
+        return;
+    }
+    let now = maps::now();
+    let mut packet = Packet::unparsed(Hook::WallIngress);
+    wire::network(&mut packet, &Copied { skb, len }, family);
+    forget_packet(&mut packet, now);
+    let tables = Tables { now, config: &config, stage: Stage::Early };
+    let toward = Toward { table: PodId::of_cgroup(owner.cgroup), policy };
+    crate::flow::track(&toward, &packet, &tables, &Listeners::of_socket(skb));
 }
 
 /// Reads a frame, after making sure that what the parser may need lies in linear memory: frames

@@ -34,12 +34,16 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 impl Agent {
-    /// Starts the agent and waits until it is ready.
+    /// Starts the agent and waits until it is ready. A configuration that the lab has already is
+    /// its own.
     ///
     /// # Errors
     /// When it ends or is not ready in time; its log is quoted.
     pub fn start(lab: &Lab, more: &[&str]) -> Result<Self> {
-        manifests::config(&lab.file("agent.yaml"))?;
+        let config = lab.file("agent.yaml");
+        if !config.exists() {
+            manifests::config(&config, "")?;
+        }
         let place = Place { netns: Some(&lab.node), ..Place::default() };
         let mut command = place.command(binary()?)?;
         command.args(Self::arguments(lab)).args(more);

@@ -57,6 +57,22 @@ impl Root {
     }
 }
 
+/// Runs `work` with this whole process moved into `cgroup`: sockets that it makes belong there for
+/// ever, wherever the process goes.
+pub fn inside<T>(cgroup: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let membership = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
+    let own = membership.lines().find_map(|line| line.strip_prefix("0::/"));
+    let own = mount_point()?.join(own.context("this process has no cgroup v2")?);
+    let enter = |path: &Path| {
+        fs::write(path.join("cgroup.procs"), "0")
+            .with_context(|| format!("move into cgroup {}", path.display()))
+    };
+    enter(cgroup)?;
+    let done = work();
+    enter(&own)?;
+    done
+}
+
 impl Drop for Root {
     fn drop(&mut self) {
         remove(&self.path);

@@ -62,10 +62,21 @@ pub fn policy(registry: &Path, mode: &str) -> Result<()> {
     replace(&registry.join("policy.yaml"), &filled(POLICY).replace("@MODE@", mode))
 }
 
-/// The agent's configuration file.
+/// The agent's configuration file, with more lines.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn config(path: &Path) -> Result<()> {
-    replace(path, &filled(CONFIG))
+pub fn config(path: &Path, more: &str) -> Result<()> {
+    replace(path, &format!("{}{more}", filled(CONFIG)))
+}
+
+/// A running pod on `node-a`; `spec` are further fields of its spec.
+pub fn pod(Identity { name, uid, .. }: Identity, ips: address::Dual, spec: &str) -> String {
+    let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, uid: {uid}}}\n\
+         spec: {{nodeName: node-a, {spec}containers: [{{name: app, image: x}}]}}\n\
+         status: {{phase: Running, podIPs: [{{ip: {}}}, {{ip: \"{}\"}}]}}\n",
+        ips.v4, ips.v6
+    )
 }

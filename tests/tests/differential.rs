@@ -58,7 +58,7 @@ fn pod() -> Pod {
         v6: Addr::new(V6),
         namespace: NamespaceId(1),
         guarded: 0,
-        pad: 0,
+        netns: 0,
     }
 }
 

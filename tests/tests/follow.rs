@@ -143,15 +143,8 @@ fn a_pod_is_governed_from_its_manifest_to_its_end() -> Result<()> {
     };
     let scenario = Scenario::new("enforce")?;
     let late = scenario.lab.add_pod(LATE)?;
-    let ips = late.address();
-    let manifest = format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: late, namespace: shop, uid: {}}}\n\
-         spec: {{nodeName: node-a, containers: [{{name: app, image: x}}]}}\n\
-         status: {{phase: Running, podIPs: [{{ip: {}}}, {{ip: \"{}\"}}]}}\n",
-        LATE.uid, ips.v4, ips.v6
-    );
     let path = scenario.lab.file("registry/late.yaml");
-    manifests::replace(&path, &manifest)?;
+    manifests::replace(&path, &manifests::pod(LATE, late.address(), ""))?;
     let state = |status: &serde_json::Value| {
         let pods = status["pods"].as_array().cloned().unwrap_or_default();
         let late = pods.iter().find(|pod| pod["pod"]["name"] == "late");

@@ -1,12 +1,16 @@
 //! Answers to what others open toward a governed pod, with enforcement on.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use anyhow::Result;
-use egress_tests::address::pod;
-use egress_tests::lab::{CART, CHECKOUT};
+use anyhow::{Context, Result};
+use aya::maps::{HashMap, Map, MapData};
+use egress_common::key::{PodId, ReplyKey};
+use egress_common::state::Reply;
+use egress_tests::address::{NODE, pod};
+use egress_tests::lab::{CART, CHECKOUT, Identity, Lab};
 use egress_tests::process::Place;
 use egress_tests::scenario::{Scenario, to};
 
@@ -56,6 +60,19 @@ fn a_remote_outside_the_inbound_ranges_is_not_answered() -> Result<()> {
 /// opened one.
 const FLOOD: usize = 3000;
 
+/// The flow that the node opened from this port toward a pod's server.
+fn key(pod: &Identity, port: u16) -> ReplyKey {
+    ReplyKey::new(PodId::of(pod.uid), IpAddr::V4(NODE.v4).into(), port, 9000, 6)
+}
+
+/// What the kernel's reply table holds.
+fn remembered(lab: &Lab) -> Result<BTreeSet<ReplyKey>> {
+    let maps = format!("bpffs/egress-enforcer/s{}/maps/REPLIES", egress_common::SCHEMA);
+    let map = Map::HashMap(MapData::from_pin(lab.file(&maps))?);
+    let map: HashMap<_, ReplyKey, Reply> = map.try_into()?;
+    map.keys().collect::<Result<_, _>>().context("read the reply table")
+}
+
 #[test]
 fn a_flooded_pod_forgets_its_own_idle_flows_and_no_others() -> Result<()> {
     let scenario = Scenario::new("enforce")?;
@@ -83,8 +100,15 @@ fn a_flooded_pod_forgets_its_own_idle_flows_and_no_others() -> Result<()> {
             }
         }
         ask(&mut used)?;
-        assert!(ask(&mut idle).is_err(), "an idle flow of the flooded pod has kept its place");
+        let port = |stream: &TcpStream| -> Result<u16> { Ok(stream.local_addr()?.port()) };
+        let kept = remembered(lab)?;
+        assert!(kept.contains(&key(&CART, port(&used)?)), "a flow in use has lost its place");
+        assert!(!kept.contains(&key(&CART, port(&idle)?)), "an idle flow has kept its place");
+        assert!(kept.contains(&key(&CHECKOUT, port(&quiet)?)), "another pod's flow is gone");
         ask(&mut quiet)?;
+        // The server listens still: what goes on from outside is remembered again.
+        ask(&mut idle)?;
+        assert!(remembered(lab)?.contains(&key(&CART, port(&idle)?)));
         Ok(())
     })
 }

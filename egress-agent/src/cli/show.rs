@@ -85,6 +85,13 @@ pub fn status(status: &Value) -> String {
     for block in [hooks, pods, gateways] {
         let _ = writeln!(out, "\n{}", block.trim_fmt());
     }
+    if rows(&status["pods"]).any(|pod| pod["state"] == "host_network") {
+        let _ = writeln!(
+            out,
+            "\nhost_network: judged at their sockets only; with CAP_NET_RAW no network hook contains \
+             them"
+        );
+    }
     for problem in rows(&status["problems"]) {
         let origin = &problem["origin"];
         let file = origin["file"].as_str().map(|file| format!(" ({file})")).unwrap_or_default();
@@ -132,7 +139,9 @@ mod tests {
             "registry": {"revision": 2, "ageSeconds": 1, "complete": true},
             "hooks": [{"hook": "wall", "target": "kubepods", "attached": true, "detail": ""}],
             "pods": [{"pod": {"namespace": "shop", "name": "cart"}, "policy": "shop",
-                      "mode": "enforce", "capture": "none", "state": "no_interface"}],
+                      "mode": "enforce", "capture": "none", "state": "no_interface"},
+                     {"pod": {"namespace": "shop", "name": "exporter"}, "policy": "shop",
+                      "mode": "audit", "capture": "none", "state": "host_network"}],
             "gateways": [{"name": {"namespace": "istio-system", "name": "egw"}, "endpoints": []}],
             "problems": [{"code": "gateway_empty", "message": "has no endpoint",
                           "origin": {"kind": "EgressPolicy", "name": "shop", "file": "p.yaml:1"}}],
@@ -143,6 +152,7 @@ mod tests {
             "wall",
             "shop/cart",
             "no_interface",
+            "with CAP_NET_RAW no network hook contains them",
             "istio-system/egw",
             "none",
             "EgressPolicy shop (p.yaml:1): has no endpoint",

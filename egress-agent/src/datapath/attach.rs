@@ -117,7 +117,7 @@ impl Attached {
     pub fn apply(&mut self, tables: &Tables, may_remove: bool) -> Result<Applied, DatapathError> {
         let mut applied = write(&mut self.maps, tables, may_remove)?;
         self.link_interfaces(false, &mut applied)?;
-        self.maps.sweep_replies()?;
+        self.maps.sweep_replies(|| cgroups(&self.kubepods))?;
         Ok(applied)
     }
 
@@ -401,6 +401,33 @@ fn pinned_interfaces(options: &Options, path: &Path) -> Result<BTreeSet<u32>, Da
     for entry in fs::read_dir(path).map_err(pins)? {
         let name = entry.map_err(pins)?.file_name();
         found.extend(name.to_str().and_then(|name| name.split('-').next()?.parse::<u32>().ok()));
+    }
+    Ok(found)
+}
+
+/// Ids of the cgroups that sockets are remembered by: those one and two levels below `kubepods`.
+/// What vanishes meanwhile is gone.
+fn cgroups(kubepods: &Path) -> std::io::Result<BTreeSet<u64>> {
+    let mut found = BTreeSet::new();
+    let mut parents = vec![kubepods.to_owned()];
+    for level in 1..=2 {
+        let mut children = Vec::new();
+        for parent in parents {
+            let entries = match fs::read_dir(&parent) {
+                Ok(entries) => entries,
+                Err(_) if level > 1 => continue,
+                Err(error) => return Err(error),
+            };
+            for entry in entries.flatten() {
+                if let Ok(metadata) = entry.metadata()
+                    && metadata.is_dir()
+                {
+                    found.insert(metadata.ino());
+                    children.push(entry.path());
+                }
+            }
+        }
+        parents = children;
     }
     Ok(found)
 }

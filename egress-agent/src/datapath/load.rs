@@ -21,8 +21,10 @@ pub(super) struct Hook {
     pub(super) attach: bpf_attach_type,
 }
 
-/// The hooks attached once, at `kubepods`. The wall comes first: it is what protects.
-pub(super) const CGROUP_HOOKS: [Hook; 5] = [
+/// The hooks attached once, at `kubepods`. Answers are known before the wall asks for them; and the
+/// wall comes before the socket hooks, because it protects.
+pub(super) const CGROUP_HOOKS: [Hook; 6] = [
+    Hook { name: "wall_ingress", attach: bpf_attach_type::BPF_CGROUP_INET_INGRESS },
     Hook { name: "wall", attach: bpf_attach_type::BPF_CGROUP_INET_EGRESS },
     Hook { name: "connect4", attach: bpf_attach_type::BPF_CGROUP_INET4_CONNECT },
     Hook { name: "connect6", attach: bpf_attach_type::BPF_CGROUP_INET6_CONNECT },
@@ -156,7 +158,7 @@ fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<Program, DatapathError> {
     if INTERFACE_HOOKS.iter().chain([&UPLINK_HOOK]).any(|other| other.name == name) {
         let classifier: &mut SchedClassifier = program.try_into().map_err(failed)?;
         classifier.load().map_err(failed)?;
-    } else if name == "wall" {
+    } else if name == "wall" || name == "wall_ingress" {
         let wall: &mut CgroupSkb = program.try_into().map_err(failed)?;
         wall.load().map_err(failed)?;
     } else {

@@ -144,14 +144,27 @@ impl Maps {
         Ok(())
     }
 
-    /// Forgets the flows of pods that have no interface any more: a pod with the same number will
-    /// not come, and the room is for the living. Returns how many pods were swept.
-    pub(super) fn sweep_replies(&mut self) -> Result<usize, DatapathError> {
-        let living: BTreeSet<PodId> = in_map(
+    /// Forgets the flows of pods that have no interface any more, and those of sockets whose cgroup
+    /// is gone: one with the same number will not come, and the room is for the living. `cgroups`
+    /// gives the ids of those that are there; where they cannot be read, nothing of theirs goes.
+    /// Returns how many were swept.
+    pub(super) fn sweep_replies(
+        &mut self,
+        cgroups: impl FnOnce() -> std::io::Result<BTreeSet<u64>>,
+    ) -> Result<usize, DatapathError> {
+        let known: Vec<PodId> = in_map("HANDS", self.hands.keys().collect())?;
+        let mut living: BTreeSet<PodId> = in_map(
             "INTERFACES",
             self.interfaces.iter().map(|entry| entry.map(|(_, pod)| pod.id)).collect(),
         )?;
-        let known: Vec<PodId> = in_map("HANDS", self.hands.keys().collect())?;
+        if known.iter().all(|pod| living.contains(pod)) {
+            return Ok(0);
+        }
+        // After the flows: a cgroup that came since has none of them.
+        let Ok(cgroups) = cgroups() else {
+            return Ok(0);
+        };
+        living.extend(cgroups.into_iter().map(PodId::of_cgroup));
         let gone: BTreeSet<PodId> = known.into_iter().filter(|pod| !living.contains(pod)).collect();
         if gone.is_empty() {
             return Ok(0);

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,8 +46,8 @@ pub fn links() -> Result<Vec<Link>, IdentityError> {
     let namespaces: BTreeSet<i32> = ends.iter().map(|(namespace, _)| *namespace).collect();
     let mut inside = BTreeMap::new();
     for namespace in namespaces {
-        if let (Ok(links), Ok(addresses)) = (dump_links(Some(namespace)), dump_addresses(namespace))
-        {
+        let addresses = dump_addresses(Some(namespace));
+        if let (Ok(links), Ok(addresses)) = (dump_links(Some(namespace)), addresses) {
             inside.insert(namespace, (links, addresses));
         }
     }
@@ -73,20 +74,31 @@ impl End {
             LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
             _ => None,
         })?;
-        let mut ips = Vec::new();
-        for message in addresses.iter().filter(|message| message.header.index == self.peer) {
-            for attribute in &message.attributes {
-                if let AddressAttribute::Address(ip) = attribute
-                    && !egress_common::Addr::from(*ip).is_link_local()
-                {
-                    ips.push(*ip);
-                }
-            }
-        }
-        ips.sort_unstable();
-        ips.dedup();
-        Some(Link { ifindex: self.ifindex, peer: self.peer, name: self.name, ips, mac })
+        let carried = addresses.iter().filter(|message| message.header.index == self.peer);
+        let ips = routed(carried).into_iter().collect();
+        let netns = u32::try_from(self.namespace?).ok()?;
+        Some(Link { ifindex: self.ifindex, peer: self.peer, name: self.name, ips, mac, netns })
     }
+}
+
+/// Addresses of this namespace's own interfaces, loopback's and link-local ones left out.
+///
+/// # Errors
+/// When the kernel does not answer.
+pub fn addresses() -> Result<BTreeSet<IpAddr>, IdentityError> {
+    let mut own = routed(&dump_addresses(None)?);
+    own.retain(|ip| !ip.is_loopback());
+    Ok(own)
+}
+
+/// The local addresses in these messages that are not link-local.
+fn routed<'a>(messages: impl IntoIterator<Item = &'a AddressMessage>) -> BTreeSet<IpAddr> {
+    let attributes = messages.into_iter().flat_map(|message| &message.attributes);
+    let ips = attributes.filter_map(|attribute| match attribute {
+        AddressAttribute::Address(ip) => Some(*ip),
+        _ => None,
+    });
+    ips.filter(|ip| !egress_common::Addr::from(*ip).is_link_local()).collect()
 }
 
 fn dump_links(namespace: Option<i32>) -> Result<Vec<LinkMessage>, IdentityError> {
@@ -98,9 +110,9 @@ fn dump_links(namespace: Option<i32>) -> Result<Vec<LinkMessage>, IdentityError>
     })
 }
 
-fn dump_addresses(namespace: i32) -> Result<Vec<AddressMessage>, IdentityError> {
+fn dump_addresses(namespace: Option<i32>) -> Result<Vec<AddressMessage>, IdentityError> {
     let mut message = AddressMessage::default();
-    message.attributes.push(AddressAttribute::TargetNetNsId(namespace));
+    message.attributes.extend(namespace.map(AddressAttribute::TargetNetNsId));
     dump("RTM_GETADDR", RouteNetlinkMessage::GetAddress(message), |answer| match answer {
         RouteNetlinkMessage::NewAddress(address) => Some(address),
         _ => None,
@@ -150,8 +162,9 @@ pub(super) fn dump<T>(
     }
 }
 
-/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_ROUTE` and `RTNLGRP_IPV6_ROUTE`: a default route may move.
-const GROUPS: [u32; 3] = [1, 7, 11];
+/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR` and
+/// `RTNLGRP_IPV6_ROUTE`: the node's own addresses and its default route may change.
+const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
 /// Addresses inside a new namespace come after its link, and no event crosses over.
 const LOOK_AGAIN: [Duration; 4] = [
     Duration::from_millis(5),
@@ -160,7 +173,7 @@ const LOOK_AGAIN: [Duration; 4] = [
     Duration::from_millis(500),
 ];
 
-/// Wakes `wake` whenever an interface or a route of this namespace comes, goes or changes, and again a
+/// Wakes `wake` whenever an interface, an address or a route of this namespace comes, goes or changes, and again a
 /// little later. A lost event (`ENOBUFS`) wakes too: whoever is woken dumps again.
 ///
 /// # Errors

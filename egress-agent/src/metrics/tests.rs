@@ -55,7 +55,7 @@ pub(super) fn state() -> AgentState {
         v6: Addr::UNSPECIFIED,
         namespace: egress_common::key::NamespaceId(1),
         guarded: 0,
-        pad: 0,
+        netns: 0,
     };
     desired.tables.pods.insert(1, judged);
     let mut state = AgentState::of(Snapshot::default(), desired);

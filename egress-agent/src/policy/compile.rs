@@ -24,8 +24,8 @@ use egress_common::key::{Addr, NamespaceId, PodId, PolicyId};
 use egress_common::state::{Capture, Config, Pod as KernelPod, Policy as KernelPolicy, Rate};
 
 use super::{
-    ClusterConfig, ConnectionRate, Coverage, CoverageState, Desired, Link, NodeState, Origin, Pod,
-    Snapshot,
+    ClusterConfig, ConnectionRate, Coverage, CoverageState, Desired, EgressPolicy, Link, NodeState,
+    Origin, Pod, Snapshot,
 };
 use facts::Facts;
 use gateway::Gateways;
@@ -72,6 +72,7 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
         ranges::add(*id, variant, &facts, node, &mut desired);
     }
     exact::add_resolvers_of_unknown_pods(&facts, &mut desired);
+    ranges::add_remotes_of_unknown_pods(&facts, node, &mut desired);
     uplink::add(&mut desired.tables, &mut desired.origins);
 
     desired.tables.config = Config {
@@ -114,6 +115,7 @@ fn pods<'a>(
         let choice = ranked.choose(snapshot, facts.cluster, gateways, pod);
         overlaps.add(&choice, pod);
         let governing = choice.policy.filter(|_| choice.state == CoverageState::Covered);
+        let mode = governing.map_or(Mode::Off, |policy| mode_of(pod, policy));
         let number = governing.map_or(PolicyId::NONE, |policy| {
             let exceptions = exceptions_for(snapshot, pod);
             let forbidden = narrowing.forbidden(policy, pod);
@@ -122,15 +124,18 @@ fn pods<'a>(
         });
         // A pod under no policy could otherwise write what another pod's reply table is filled
         // from: one enforcing policy on the node turns the guard on for everybody.
-        if governing.is_some_and(|policy| policy.mode == Mode::Enforce) {
-            guard = Mode::Enforce;
-        }
+        guard = guard.max(mode);
         let links = links.get(&*pod.uid).map_or(&[][..], Vec::as_slice);
         let cgroup = node.cgroups.get(&pod.cgroup_uid).copied().filter(|_| !pod.finished);
         let mesh = if is_mesh_proxy(pod, facts.cluster) { KernelPod::MESH_PROXY } else { 0 };
         // Under ambient the pod's sockets are the mesh proxy's, which must be known as well.
         let told = cgroup.is_some() && (pod.capture != Capture::Ambient || proxied);
-        let flags = mesh | if told { KernelPod::OWNER } else { 0 };
+        let host = if pod.host_network { KernelPod::HOST } else { 0 };
+        let audited = governing.is_some_and(|policy| mode != policy.mode);
+        let flags = mesh
+            | host
+            | if told { KernelPod::OWNER } else { 0 }
+            | if audited { KernelPod::AUDITED } else { 0 };
         let guarded = |link: &Link| node.verified.contains(&link.ifindex).then_some(link.peer);
         if let Some(cgroup) = cgroup {
             let first = links.first().copied();
@@ -149,11 +154,14 @@ fn pods<'a>(
             uid: pod.uid.clone(),
             workload: pod.workload.clone(),
             policy: choice.policy.map(|policy| policy.name.clone()),
-            mode: governing.map_or(Mode::Off, |policy| policy.mode),
+            mode,
             capture: pod.capture,
             cgroup,
             ifindex,
             state: match (choice.state, cgroup, ifindex) {
+                (CoverageState::Covered, Some(_), None) if pod.host_network => {
+                    CoverageState::HostNetwork
+                }
                 (CoverageState::Covered, Some(_), None) => CoverageState::NoInterface,
                 (CoverageState::Covered, None, Some(_)) => CoverageState::NoCgroup,
                 (CoverageState::Covered, None, None) => CoverageState::Missing,
@@ -165,6 +173,13 @@ fn pods<'a>(
     desired.problems.extend(overlaps.problems().chain(narrowing.problems()));
     desired.narrowed = narrowing.narrowed();
     guard
+}
+
+/// The mode in which a policy governs the pod: one on the node's network is audited at most, until
+/// the policy opts such pods in.
+fn mode_of(pod: &Pod, policy: &EgressPolicy) -> Mode {
+    let audited = pod.host_network && !policy.host_network;
+    if audited && policy.mode == Mode::Enforce { Mode::Audit } else { policy.mode }
 }
 
 /// The kernel's entry. The addresses are the API's: what its own interface says is the pod's to
@@ -190,7 +205,7 @@ fn kernel_pod(pod: &Pod, policy: PolicyId, flags: u8, link: Option<&Link>) -> Ke
         v6: first(false).unwrap_or(Addr::UNSPECIFIED),
         namespace: NamespaceId::of(&pod.name.namespace),
         guarded: 0,
-        pad: 0,
+        netns: link.map_or(0, |link| link.netns + 1),
     }
 }
 

@@ -72,7 +72,8 @@ pub enum CoverageState {
     NoCgroup,
     /// Governed, but neither was found.
     Missing,
-    /// Shares the node's network; no policy may opt it in yet.
+    /// Governed, and shares the node's network: judged at its sockets only, and audited at most
+    /// until its policy opts such pods in.
     HostNetwork,
     /// No policy selects it.
     NoPolicy,

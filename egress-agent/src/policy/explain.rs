@@ -126,12 +126,12 @@ impl fmt::Display for Explanation {
 
 /// The verdict order as `explain` shows it, by line.
 pub const LINES: [&str; 17] = [
-    "a pod the agent has not learned reaches loopback and named resolvers only",
+    "a pod the agent has not learned reaches loopback and named resolvers, and answers what was opened from outside",
     "no policy governs the pod; only the source guard applies",
     "only untagged IPv4, IPv6 and exact ARP leave a pod",
     "malformed packets, options and extension headers are denied, and fragments to the outside",
     "the source must be the pod's own",
-    "loopback, own addresses and neighbour discovery are local; multicast, broadcast and link-local are denied",
+    "loopback, own addresses (on the node's network: the node's) and neighbour discovery are local; multicast, broadcast and link-local are denied",
     "answers on connections that were opened from outside",
     "metadata service, mesh addresses on the wire, tunnels to nodes, Services that end outside",
     "named resolvers on port 53; no other resolver",

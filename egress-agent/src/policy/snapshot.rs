@@ -206,6 +206,9 @@ pub struct EgressPolicy {
     pub namespace_rate: Option<ConnectionRate>,
     /// What its pods are told of dropped packets.
     pub deny_response: DenyResponse,
+    /// Whether it enforces on pods that share the node's network; otherwise they are audited at
+    /// most.
+    pub host_network: bool,
     /// What the kernel does when the agent's lease expires.
     pub on_agent_loss: OnAgentLoss,
     /// Where it came from.

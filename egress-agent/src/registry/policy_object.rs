@@ -26,7 +26,7 @@ use crate::policy::{
 /// The version of our objects that is read.
 const VERSION: &str = "v1alpha1";
 /// Fields of the design that this version does not know how to enforce.
-const LATER: [&str; 2] = ["redirect", "hostNetwork"];
+const LATER: [&str; 1] = ["redirect"];
 
 /// Types the object and checks what is common to both kinds.
 fn whole<S: serde::de::DeserializeOwned>(
@@ -140,6 +140,7 @@ pub(super) fn policy(
             DenyResponseText::Reset => DenyResponse::Reset,
             DenyResponseText::Drop => DenyResponse::Drop,
         },
+        host_network: spec.host_network,
         on_agent_loss: match spec.on_agent_loss {
             OnAgentLossText::Hold => OnAgentLoss::Hold,
             OnAgentLossText::DenyNew => OnAgentLoss::DenyNew,

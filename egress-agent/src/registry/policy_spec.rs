@@ -106,6 +106,9 @@ pub(super) struct PolicySpec {
     pub(super) rate_limit: Option<RateLimitSpec>,
     /// What a refused client sees: `Reset` fails it in milliseconds, `Drop` leaves it waiting.
     pub(super) deny_response: DenyResponseText,
+    /// Enforce on pods that share the node's network as well; they are audited at most otherwise.
+    /// Only their sockets are judged: with CAP_NET_RAW no network hook contains such a pod.
+    pub(super) host_network: bool,
     /// What happens once the agent has been silent for longer than its lease: `hold` keeps the
     /// policy, `denyNew` refuses new connections, `audit` lets them through and reports them.
     pub(super) on_agent_loss: OnAgentLossText,

@@ -186,6 +186,28 @@ fn line_00_an_unlearned_pod_reaches_loopback_and_named_resolvers() {
 }
 
 #[test]
+fn line_00_an_unlearned_pod_answers_what_was_opened_from_outside() {
+    let mut table = cluster();
+    // The pod is not known: the hook knows whose flows to look among.
+    for protocol in [6, 17] {
+        let key = ReplyKey::new(PodId::UNKNOWN, addr("10.0.0.77"), 40001, 80, protocol);
+        table.replies.push(key);
+    }
+    let answer = |protocol| Packet {
+        src_port: 80,
+        tcp_flags: tcp::ACK,
+        ..at(Hook::Wall, packet(protocol, "10.0.0.77", 40001))
+    };
+    let unknown = Subject { pod: PodId::UNKNOWN, ..unknown() };
+    judged(&unknown, &answer(6), &table, 6, Reason::Reply);
+    judged(&unknown, &answer(17), &table, 6, Reason::Reply);
+    let opening = Packet { tcp_flags: tcp::SYN, ..answer(6) };
+    judged(&unknown, &opening, &table, 0, Reason::UnknownPod);
+    judged(&unknown, &Packet { dst_port: 40002, ..answer(17) }, &table, 0, Reason::UnknownPod);
+    judged(&unknown, &shaped(Shape::Fragment, answer(17)), &table, 0, Reason::UnknownPod);
+}
+
+#[test]
 fn line_01_ungoverned_pods_are_exempt() {
     for who in [
         exempt(),
@@ -377,6 +399,22 @@ fn line_05_own_addresses_are_local_and_multicast_is_denied() {
     ruled(&syn("fd00::2", 80), &cluster(), 5, Reason::Local);
     for dst in ["224.0.0.251", "255.255.255.255", "ff02::fb"] {
         ruled(&packet(17, dst, 5353), &cluster(), 5, Reason::Protocol);
+    }
+}
+
+#[test]
+fn line_05_the_nodes_addresses_are_own_to_a_pod_on_its_network_only() {
+    let table = cluster().with_range("192.0.2.1", 128, range::NODE | range::THIS_NODE).with_range(
+        "192.0.2.2",
+        128,
+        range::NODE,
+    );
+    let unaddressed = Subject { v4: Addr::UNSPECIFIED, v6: Addr::UNSPECIFIED, ..pod() };
+    let on_host = Subject { flags: crate::state::Pod::HOST, ..unaddressed };
+    for hook in [Hook::Wall, Hook::Connect4] {
+        judged(&on_host, &at(hook, syn("192.0.2.1", 10250)), &table, 5, Reason::Local);
+        judged(&on_host, &at(hook, syn("192.0.2.2", 10250)), &table, 11, Reason::Node);
+        judged(&unaddressed, &at(hook, syn("192.0.2.1", 10250)), &table, 11, Reason::Node);
     }
 }
 

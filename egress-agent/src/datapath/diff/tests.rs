@@ -24,7 +24,7 @@ fn pod(policy: u32) -> Pod {
         v6: Addr::UNSPECIFIED,
         namespace: egress_common::key::NamespaceId(1),
         guarded: 0,
-        pad: 0,
+        netns: 0,
     }
 }
 

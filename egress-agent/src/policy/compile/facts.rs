@@ -57,6 +57,11 @@ impl<'a> Facts<'a> {
         self.slices.get(service).map_or(&[], Vec::as_slice)
     }
 
+    /// The in-cluster ranges that `auto` stands for.
+    pub(super) const fn auto_ranges(&self) -> &BTreeSet<IpNet> {
+        &self.auto_ranges
+    }
+
     /// The in-cluster ranges of a policy.
     pub(super) fn ranges(&self, policy: &EgressPolicy) -> BTreeSet<IpNet> {
         match &policy.cluster_ranges {

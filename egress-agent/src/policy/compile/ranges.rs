@@ -44,8 +44,32 @@ pub(super) fn add(
     node: &NodeState,
     desired: &mut Desired,
 ) {
-    let prefixes = collect(variant, facts, desired);
-    for (net, own) in &prefixes {
+    let prefixes = collect(variant, facts, node, desired);
+    enter(id, &prefixes, node, desired);
+}
+
+/// Pods nobody knows yet may answer what any pod may answer.
+pub(super) fn add_remotes_of_unknown_pods(
+    facts: &Facts<'_>,
+    node: &NodeState,
+    desired: &mut Desired,
+) {
+    let mut prefixes = Prefixes(BTreeMap::new());
+    for net in facts.auto_ranges() {
+        prefixes.mark(*net, range::INBOUND, &configured("cluster ranges"));
+    }
+    prefixes.mark_remotes(facts);
+    enter(PolicyId::NONE, &prefixes.0, node, desired);
+}
+
+/// Enters prefixes under a number, each with everything that its wider ones say.
+fn enter(
+    id: PolicyId,
+    prefixes: &BTreeMap<IpNet, Own<'_>>,
+    node: &NodeState,
+    desired: &mut Desired,
+) {
+    for (net, own) in prefixes {
         let covering = || supernets(*net).filter_map(|net| prefixes.get(&net));
         let kinds = covering().fold(0, |kinds, own| kinds | own.kinds);
         let exceptions: Vec<&EgressException> =
@@ -60,6 +84,7 @@ pub(super) fn add(
 fn collect<'a>(
     variant: &Variant<'a>,
     facts: &Facts<'_>,
+    node: &NodeState,
     desired: &mut Desired,
 ) -> BTreeMap<IpNet, Own<'a>> {
     let policy = variant.policy;
@@ -83,8 +108,12 @@ fn collect<'a>(
         prefixes.mark(net, range::CLUSTER | range::INBOUND, &from);
     }
     for net in &facts.nodes {
-        prefixes.mark(*net, range::NODE | range::INBOUND, &configured("node addresses"));
+        prefixes.mark(*net, range::NODE, &configured("node addresses"));
     }
+    for ip in &node.addresses {
+        prefixes.mark(host(*ip), range::THIS_NODE, &configured("this node's addresses"));
+    }
+    prefixes.mark_remotes(facts);
     let cluster = facts.cluster;
     for ip in &cluster.metadata_addresses {
         prefixes.mark(host(*ip), range::METADATA, &configured("cluster.metadataAddresses"));
@@ -92,14 +121,8 @@ fn collect<'a>(
     for net in &cluster.mesh_vip_ranges {
         prefixes.mark(*net, range::MESH_VIP, &configured("cluster.meshVipRanges"));
     }
-    for net in &cluster.inbound_ranges {
-        prefixes.mark(*net, range::INBOUND, &configured("cluster.inboundRanges"));
-    }
     for net in &policy.inbound_ranges {
         prefixes.mark(*net, range::INBOUND, &policy.origin);
-    }
-    for ip in AMBIENT_PROBES {
-        prefixes.mark(host(ip), range::INBOUND, &configured("ambient probes"));
     }
     for exception in &variant.exceptions {
         prefixes.mark(exception.cidr, 0, &exception.origin).exceptions.push(exception);
@@ -115,6 +138,19 @@ fn collect<'a>(
 struct Prefixes<'a>(BTreeMap<IpNet, Own<'a>>);
 
 impl<'a> Prefixes<'a> {
+    /// Remotes whose connections any pod may answer, whatever governs it.
+    fn mark_remotes(&mut self, facts: &Facts<'_>) {
+        for net in &facts.nodes {
+            self.mark(*net, range::INBOUND, &configured("node addresses"));
+        }
+        for net in &facts.cluster.inbound_ranges {
+            self.mark(*net, range::INBOUND, &configured("cluster.inboundRanges"));
+        }
+        for ip in AMBIENT_PROBES {
+            self.mark(host(ip), range::INBOUND, &configured("ambient probes"));
+        }
+    }
+
     fn mark(&mut self, net: IpNet, kinds: u32, origin: &Origin) -> &mut Own<'a> {
         let new = || Own { kinds: 0, exceptions: Vec::new(), origin: origin.clone() };
         let own = self.0.entry(canonical(net)).or_insert_with(new);

@@ -48,8 +48,6 @@ impl<'a> Ranked<'a> {
             Some(CoverageState::Gateway)
         } else if cluster.exempt_namespaces.contains(&pod.name.namespace) {
             Some(CoverageState::Exempt)
-        } else if pod.host_network {
-            Some(CoverageState::HostNetwork)
         } else {
             None
         };

@@ -206,8 +206,8 @@ fn a_policy_is_refused_whole_with_the_field_named() {
         ),
         (
             spec,
-            "  mode: audit\n  hostNetwork: true\n",
-            "spec.hostNetwork: not supported by this version",
+            "  mode: audit\n  hostNetwork: sometimes\n",
+            "spec.hostNetwork: invalid type: string \"sometimes\", expected a boolean",
         ),
         (spec, "  mode: audit\n  gatways: []\n", "spec.gatways: unknown field `gatways`"),
         ("\nspec:", "\nsepc:", "sepc: unknown field `sepc`"),

@@ -1,7 +1,7 @@
 //! Which entries pods get, and what is said of them.
 
 use egress_common::key::{Addr, NamespaceId, PodId, PolicyId};
-use egress_common::state::{Capture, Pod as KernelPod, Rate};
+use egress_common::state::{Capture, Pod as KernelPod, Rate, range};
 use egress_common::{Mode, Reason};
 
 use super::fixture::*;
@@ -22,7 +22,7 @@ fn a_governed_pod_is_in_both_tables() {
         v6: Addr::from(ip("fd00:10::1:2")),
         namespace: NamespaceId::of("shop"),
         guarded: 0,
-        pad: 0,
+        netns: 8,
     };
     assert_eq!(desired.tables.interfaces.get(&7), Some(&expected));
     assert_eq!(desired.tables.pods.get(&100), Some(&KernelPod { mac: [0; 6], ..expected }));
@@ -132,20 +132,68 @@ fn a_pod_that_only_looks_like_a_gateway_is_governed() {
     }
 }
 
-#[test]
-fn host_network_pods_are_known_but_not_governed() {
+/// `shop/web` on the node's network.
+fn on_host() -> World {
     let mut world = World::new();
     world.pod_mut("shop/web").host_network = true;
     world.pod_mut("shop/web").ips = vec![ip("192.168.0.1")];
     world.node.links.clear();
     world.link(7, &[ip("192.168.0.1")]);
+    world
+}
+
+#[test]
+fn host_network_pods_are_audited_until_their_policy_opts_them_in() {
+    let mut world = on_host();
+    for (opted_in, flags, mode) in [
+        (false, KernelPod::OWNER | KernelPod::HOST | KernelPod::AUDITED, Mode::Audit),
+        (true, KernelPod::OWNER | KernelPod::HOST, Mode::Enforce),
+    ] {
+        world.snapshot.policies.get_mut("shop").unwrap().host_network = opted_in;
+        let desired = world.compile();
+        assert_eq!(state(&desired, "shop/web"), CoverageState::HostNetwork);
+        assert_eq!(desired.coverage[0].mode, mode);
+        let entry = desired.tables.pods[&100];
+        assert_eq!((entry.policy, entry.flags), (PolicyId::of("shop"), flags));
+        // The node's addresses are not this pod's, nor is an interface that carries them.
+        assert_eq!((entry.v4, entry.v6), (Addr::UNSPECIFIED, Addr::UNSPECIFIED));
+        assert!(desired.tables.interfaces.is_empty());
+    }
+    // What its policy says is not made stricter.
+    world.snapshot.policies.get_mut("shop").unwrap().mode = Mode::Off;
+    assert_eq!(state(&world.compile(), "shop/web"), CoverageState::Off);
+    world.snapshot.policies.clear();
+    assert_eq!(state(&world.compile(), "shop/web"), CoverageState::NoPolicy);
+}
+
+#[test]
+fn this_nodes_addresses_are_known_and_another_nodes_are_not_taken_for_them() {
+    let mut world = on_host();
+    world.node.addresses = [ip("192.168.0.1"), ip("10.1.0.1")].into();
     let desired = world.compile();
-    assert_eq!(state(&desired, "shop/web"), CoverageState::HostNetwork);
-    let entry = desired.tables.pods[&100];
-    assert_eq!((entry.policy, entry.flags), (PolicyId::NONE, KernelPod::OWNER));
-    // The node's addresses are not this pod's, nor is an interface that carries them.
-    assert_eq!((entry.v4, entry.v6), (Addr::UNSPECIFIED, Addr::UNSPECIFIED));
-    assert!(desired.tables.interfaces.is_empty());
+    let kinds = |text: &str| {
+        let longest = desired.tables.longest(PolicyId::of("shop"), Addr::from(ip(text)));
+        longest.map_or(0, |(_, range)| range.kinds)
+    };
+    let this = range::THIS_NODE;
+    assert_eq!(kinds("192.168.0.1"), range::NODE | range::INBOUND | this);
+    assert_eq!(kinds("10.1.0.1"), range::CLUSTER | range::INBOUND | this);
+    assert_eq!(kinds("10.1.0.2") & this, 0);
+}
+
+#[test]
+fn a_pod_nobody_knows_answers_the_cluster_the_nodes_and_named_remotes() {
+    let mut world = World::new();
+    world.cluster.inbound_ranges = vec![net("198.51.100.0/24")];
+    let desired = world.compile();
+    let kinds = |text: &str| {
+        let longest = desired.tables.longest(PolicyId::NONE, Addr::from(ip(text)));
+        longest.map_or(0, |(_, range)| range.kinds)
+    };
+    for remote in ["10.1.0.77", "fd00:10::77", "192.168.0.1", "198.51.100.7", "169.254.7.127"] {
+        assert_eq!(kinds(remote), range::INBOUND, "{remote}");
+    }
+    assert_eq!(kinds(OUTSIDE), 0);
 }
 
 #[test]

@@ -136,6 +136,7 @@ pub(in crate::policy) fn policy(name: &str, namespaces: &[&str]) -> EgressPolicy
         pod_rate: None,
         namespace_rate: None,
         deny_response: DenyResponse::Reset,
+        host_network: false,
         on_agent_loss: OnAgentLoss::Hold,
         origin: origin("EgressPolicy", name),
     }
@@ -248,6 +249,7 @@ impl World {
             name,
             ips: ips.to_vec(),
             mac: MAC,
+            netns: ifindex,
         });
     }
 
