@@ -22,7 +22,9 @@ use crate::supervise::Shutdown;
 mod backoff;
 mod client;
 mod demand;
+pub(super) mod report;
 mod resource;
+pub(super) mod role;
 mod stores;
 mod stream;
 mod trouble;
@@ -32,6 +34,7 @@ use super::publish::Publisher;
 use backoff::{Backoff, jittered};
 pub use client::ClientError;
 use demand::Watch;
+use report::Reporter;
 use resource::{Served, discover};
 use stores::{Input, Stores};
 use trouble::Trouble;
@@ -56,6 +59,7 @@ const BATCH: usize = 512;
 /// A cluster whose registry is to be followed for one node.
 pub(super) struct Cluster {
     client: Client,
+    node: String,
     stores: Stores,
 }
 
@@ -67,7 +71,12 @@ impl Cluster {
     ) -> Result<Self, ClientError> {
         let (client, server) = client::connect(kubeconfig).await?;
         tracing::info!(server, node, "registry is the API server");
-        Ok(Self { client, stores: Stores::new(node, &server) })
+        Ok(Self { client, node: node.to_owned(), stores: Stores::new(node, &server) })
+    }
+
+    /// Who writes to the same server.
+    pub(super) fn reporter(&self) -> Reporter {
+        Reporter::new(self.client.clone(), &self.node)
     }
 
     /// Publishes a snapshot once everything that is asked for was listed, and another after every

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::registry::crd;
+use crate::registry::{crd, rights};
 
 /// Compares a file with what it should be, or writes it where `cargo xtask generate` asks for it.
 fn same(file: &str, expected: &str) {
@@ -22,9 +22,19 @@ fn same(file: &str, expected: &str) {
 #[test]
 fn the_definitions_in_deploy_are_those_of_the_code() {
     for definition in crd::definitions().unwrap() {
-        let head =
-            "# Made from egress-agent/src/registry/policy_spec.rs by `cargo xtask generate`.\n";
         let file = format!("deploy/crds/{}.yaml", definition.plural);
-        same(&file, &format!("{head}{}", definition.yaml().unwrap()));
+        let text = crd::yaml([&definition.object]).unwrap();
+        same(&file, &format!("{}{text}", head("egress-agent/src/registry/policy_spec.rs")));
     }
+}
+
+#[test]
+fn the_rights_in_deploy_are_those_of_the_code() {
+    let text = crd::yaml(&rights()).unwrap();
+    let head = head("egress-agent/src/registry/kube/role.rs");
+    same("deploy/rbac.yaml", &format!("{head}{text}"));
+}
+
+fn head(source: &str) -> String {
+    format!("# Made from {source} by `cargo xtask generate`.\n")
 }
