@@ -13,7 +13,7 @@ use kube::Client;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::backoff::jittered;
+use super::backoff::{Backoff, jittered};
 use crate::supervise::Shutdown;
 
 mod lease;
@@ -146,6 +146,12 @@ async fn answer<T>(asked: impl Future<Output = kube::Result<T>>) -> kube::Result
         let late = std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in ten seconds");
         Err(kube::Error::Service(Box::new(late)))
     })
+}
+
+/// Pauses after a failure: nothing here is urgent, and a server that is short of breath has more
+/// important callers.
+const fn backoff() -> Backoff {
+    Backoff::new(Duration::from_secs(1), Duration::from_secs(60))
 }
 
 /// A random part of what all nodes share, so that what happens to all of them at once does not

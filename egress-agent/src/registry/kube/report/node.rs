@@ -15,8 +15,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::super::backoff::{Backoff, jittered};
-use super::{Complaint, Enforced, FORBIDDEN, NodeReport, answer, code, spread};
+use super::super::backoff::jittered;
+use super::{Complaint, Enforced, FORBIDDEN, NodeReport, answer, backoff, code, spread};
 
 /// Type of the condition.
 const CONDITION: &str = "EgressEnforced";
@@ -72,7 +72,7 @@ pub(super) async fn keep(client: &Client, name: &str, mut reports: watch::Receiv
         "take the taint egress-enforcer.io/agent-not-ready from this Node",
         "apiGroups [\"\"], resources [nodes], verbs [patch]",
     );
-    let mut backoff = Backoff::default();
+    let mut backoff = backoff();
     if reports.borrow().enforced == Enforced::Unknown {
         let known = reports.wait_for(|report| report.enforced != Enforced::Unknown);
         let _ = tokio::time::timeout(PATIENCE, known).await;
@@ -87,7 +87,7 @@ pub(super) async fn keep(client: &Client, name: &str, mut reports: watch::Receiv
             }
             Err(error) => {
                 condition.about(&error);
-                if code(&error) == 403 { jittered(FORBIDDEN) } else { backoff.next() * 6 }
+                if code(&error) == 403 { jittered(FORBIDDEN) } else { backoff.next() }
             }
         };
         let changed = async {

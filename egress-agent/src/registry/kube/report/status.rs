@@ -13,11 +13,11 @@ use kube::runtime::watcher::{self, Event, watcher};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::super::backoff::{Backoff, jittered};
+use super::super::backoff::jittered;
 use super::super::resource::resource;
 use super::lease::Election;
 use super::verdict::{Key, due};
-use super::{Complaint, NodeReport, SHARE, answer, code};
+use super::{Complaint, NodeReport, SHARE, answer, backoff, code};
 use crate::registry::object::Kind;
 use crate::registry::policy_object::VERSION;
 use crate::supervise::Shutdown;
@@ -60,7 +60,7 @@ async fn campaign(
         "hold the Lease egress-agent, so that this agent never writes the status of a policy",
         "apiGroups [coordination.k8s.io], resources [leases], verbs [get, create, update]",
     );
-    let mut backoff = Backoff::default();
+    let mut backoff = backoff();
     loop {
         let pause = match election.attempt().await {
             Ok(true) => {
@@ -87,7 +87,7 @@ async fn campaign(
                     // Another agent may have the right; this one has done without so far.
                     return std::future::pending().await;
                 }
-                backoff.next() * 6
+                backoff.next()
             }
         };
         tokio::time::sleep(jittered(pause)).await;
@@ -108,7 +108,7 @@ async fn write(client: &Client) {
         stream.map(move |event| (kind, event)).boxed()
     }));
     let mut listed: BTreeMap<Kind, BTreeMap<Key, Value>> = BTreeMap::new();
-    let mut backoff = Backoff::default();
+    let mut backoff = backoff();
     let mut wait: Option<Duration> = None;
     loop {
         let settled = async {
@@ -131,7 +131,7 @@ async fn write(client: &Client) {
                     }
                     Err(error) => {
                         complaint.about(&error);
-                        Some(backoff.next() * 6)
+                        Some(backoff.next())
                     }
                 };
             }
