@@ -15,6 +15,7 @@ pub mod cgroup;
 pub mod control_plane;
 pub mod frame;
 pub mod http;
+pub mod kernel;
 pub mod lab;
 pub mod manifests;
 pub mod mesh;

@@ -15,6 +15,7 @@ use futures_util::stream::{FuturesUnordered, SelectAll};
 use futures_util::{FutureExt, Stream, StreamExt};
 use kube::Client;
 use kube::discovery::ApiResource;
+use tokio::sync::watch;
 use tokio::time::{Duration, sleep_until, timeout};
 
 use crate::supervise::Shutdown;
@@ -32,7 +33,7 @@ use super::publish::Publisher;
 use backoff::{Backoff, jittered};
 pub use client::ClientError;
 use demand::Watch;
-use resource::{Served, discover};
+use resource::{Known, Served, discover};
 use stores::{Input, Stores};
 use trouble::Trouble;
 
@@ -47,9 +48,13 @@ const SPACING: Duration = Duration::from_millis(100);
 const PROBE: Duration = Duration::from_secs(10);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(5);
-/// Between two looks for kinds that the server does not have, and for our own among them.
-const ABSENT: Duration = Duration::from_secs(30);
-const ABSENT_OWN: Duration = Duration::from_secs(5);
+/// Between two looks for kinds that the server does not have: soon after the start and after one
+/// came or went, since they come together, and then at most this often.
+const LOOK: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+/// The same while one of them is our own.
+const LOOK_OWN: Duration = Duration::from_secs(5);
+/// Before a kind that was there is looked for a second time.
+const DOUBT: Duration = Duration::from_secs(10);
 /// Inputs that are taken before anything else is looked at.
 const BATCH: usize = 512;
 
@@ -77,13 +82,18 @@ impl Cluster {
             client: self.client,
             stores: self.stores,
             publish,
-            served: Served::new(),
+            known: Known::default(),
             running: BTreeMap::new(),
             inputs: SelectAll::new(),
             questions: FuturesUnordered::new(),
-            asking: Asking::default(),
+            asking: Asking {
+                tries: Backoff::of_tries(),
+                looks: Backoff::new(LOOK.0, LOOK.1),
+                pending: false,
+            },
             dirty: None,
             published: None,
+            revived: watch::Sender::new(0),
         };
         follower.ask(Question::Served, jittered(START));
         follower.ask(Question::Probe, PROBE);
@@ -109,11 +119,13 @@ enum Answer {
     Probe(bool),
 }
 
-/// Backoff of each question.
-#[derive(Default)]
+/// How often the server is asked for its kinds.
 struct Asking {
-    served: Backoff,
-    /// The kinds are being asked for, or soon will be.
+    /// Pauses after no answer.
+    tries: Backoff,
+    /// Pauses while some are absent.
+    looks: Backoff,
+    /// They are being asked for, or soon will be.
     pending: bool,
 }
 
@@ -124,7 +136,7 @@ struct Follower {
     client: Client,
     stores: Stores,
     publish: Publisher,
-    served: Served,
+    known: Known,
     /// The watches that run, each with the resource it asks for.
     running: BTreeMap<Watch, (ApiResource, AbortHandle)>,
     inputs: SelectAll<Tagged>,
@@ -134,6 +146,8 @@ struct Follower {
     dirty: Option<Instant>,
     /// When the last snapshot was published.
     published: Option<Instant>,
+    /// Changes when a server that gave no answer gives one.
+    revived: watch::Sender<u64>,
 }
 
 impl Follower {
@@ -177,6 +191,10 @@ impl Follower {
         {
             self.ask(Question::Served, jittered(Duration::from_secs(1)));
         }
+        let answer = matches!(input, Input::Opened | Input::InitDone);
+        if answer && self.stores.is_lost() {
+            self.revived.send_modify(|times| *times += 1);
+        }
         if self.stores.input(watch, input) {
             self.dirty.get_or_insert_with(Instant::now);
         }
@@ -187,7 +205,7 @@ impl Follower {
         let wanted: BTreeMap<Watch, ApiResource> = self
             .stores
             .wanted()
-            .filter_map(|watch| Some((watch.clone(), self.served.get(&watch.kind)?.clone())))
+            .filter_map(|watch| Some((watch.clone(), self.known.get(watch.kind)?.clone())))
             .collect();
         self.running.retain(|watch, (resource, handle)| {
             let stays = wanted.get(watch) == Some(resource);
@@ -203,15 +221,13 @@ impl Follower {
             }
             tracing::debug!(kind = watch.kind.name(), watch = %watch, "watch opened");
             let (handle, registration) = AbortHandle::new_pair();
-            let inputs = stream::open(&self.client, &watch, &resource);
+            let inputs = stream::open(&self.client, &watch, &resource, self.revived.subscribe());
             let tag = watch.clone();
             let tagged = inputs.map(move |input| (tag.clone(), input));
             self.inputs.push(Box::pin(Abortable::new(tagged, registration)));
             self.running.insert(watch, (resource, handle));
         }
-        if !self.stores.is_in_step() {
-            self.publish.out_of_step();
-        }
+        self.publish.set_in_step(self.stores.is_in_step());
     }
 
     /// Publishes what is known, or says what it waits for.
@@ -222,9 +238,6 @@ impl Follower {
             self.published = Some(Instant::now());
         } else {
             self.publish.waits_for(&self.stores.problems());
-        }
-        if self.stores.is_in_step() {
-            self.publish.in_step();
         }
     }
 
@@ -249,25 +262,26 @@ impl Follower {
     fn hear(&mut self, answer: Answer) {
         match answer {
             Answer::Probe(answered) => {
-                if answered && self.stores.is_in_step() {
-                    self.publish.in_step();
-                } else {
-                    self.publish.out_of_step();
-                }
+                self.publish.set_in_step(answered && self.stores.is_in_step());
                 self.ask(Question::Probe, jittered(PROBE));
             }
             Answer::Served(Ok(served)) => {
                 self.asking.pending = false;
-                self.asking.served.reset();
-                let kinds = served.keys().copied().collect();
-                self.served = served;
-                if self.stores.serve(kinds) {
+                self.asking.tries.reset();
+                if self.known.take(served) {
+                    self.asking.looks.reset();
+                }
+                if self.stores.serve(self.known.kinds()) {
                     self.dirty.get_or_insert_with(Instant::now);
                 }
                 self.adjust();
-                let own = self.stores.absent().any(Kind::is_own);
-                if own || self.stores.absent().next().is_some() {
-                    self.ask(Question::Served, jittered(if own { ABSENT_OWN } else { ABSENT }));
+                let pause = self.asking.looks.next();
+                if self.known.is_in_doubt() {
+                    self.ask(Question::Served, jittered(DOUBT));
+                } else if self.stores.absent().any(Kind::is_own) {
+                    self.ask(Question::Served, pause.min(jittered(LOOK_OWN)));
+                } else if self.stores.absent().next().is_some() {
+                    self.ask(Question::Served, pause);
                 }
             }
             Answer::Served(Err(error)) => {
@@ -275,7 +289,7 @@ impl Follower {
                 if self.stores.undiscovered(Trouble::of("list", &error)) {
                     self.dirty.get_or_insert_with(Instant::now);
                 }
-                let pause = self.asking.served.next();
+                let pause = self.asking.tries.next();
                 self.ask(Question::Served, pause);
             }
         }

@@ -89,18 +89,17 @@ impl Publisher {
         self.snapshots.send_replace(Arc::new(snapshot));
     }
 
-    /// Everything that was asked for is known to be as the source has it, at this moment.
-    pub(super) fn in_step(&self) {
+    /// Whether everything that was asked for is known to be as the source has it, at this moment.
+    pub(super) fn set_in_step(&self, known: bool) {
+        if !known {
+            self.health.send_if_modified(|health| std::mem::take(&mut health.connected));
+            return;
+        }
         let now = jiff::Timestamp::now().as_duration().as_secs_f64();
         self.health.send_modify(|health| {
             health.in_step = Some((Instant::now(), now));
             health.connected = true;
         });
-    }
-
-    /// It is not known any more, or not yet.
-    pub(super) fn out_of_step(&self) {
-        self.health.send_if_modified(|health| std::mem::take(&mut health.connected));
     }
 
     /// Says what the first snapshot waits for, once for each change of it.

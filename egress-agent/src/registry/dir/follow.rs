@@ -50,11 +50,7 @@ pub(in crate::registry) async fn follow(
             read = look(&mut directory, &mut watcher).is_ok();
         }
         publish.update(directory.snapshot(), began.into_std());
-        if read {
-            publish.in_step()
-        } else {
-            publish.out_of_step()
-        }
+        publish.set_in_step(read);
         tokio::select! {
             () = shutdown.requested() => return Ok(()),
             () = watcher.changed() => {}

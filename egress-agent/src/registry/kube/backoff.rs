@@ -3,27 +3,34 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-/// The first pause.
-const FIRST: Duration = Duration::from_millis(250);
-/// The longest one, before jitter: after an outage everybody is back in step within it.
-const LONGEST: Duration = Duration::from_secs(10);
-
 /// Pauses that double, each a random part shorter: thousands of nodes lose the same server at the
 /// same moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Backoff {
+    first: Duration,
+    longest: Duration,
     failures: u32,
 }
 
 impl Backoff {
-    /// The pause after one more failure.
+    /// Pauses from one span to another, before jitter.
+    pub(super) const fn new(first: Duration, longest: Duration) -> Self {
+        Self { first, longest, failures: 0 }
+    }
+
+    /// Pauses between tries: after an outage everybody is back in step within ten seconds.
+    pub(super) const fn of_tries() -> Self {
+        Self::new(Duration::from_millis(250), Duration::from_secs(10))
+    }
+
+    /// The next pause.
     pub(super) fn next(&mut self) -> Duration {
-        let pause = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
+        let pause = self.first.saturating_mul(1 << self.failures.min(16)).min(self.longest);
         self.failures = self.failures.saturating_add(1);
         jittered(pause)
     }
 
-    /// It went well.
+    /// It went well, or something changed.
     pub(super) const fn reset(&mut self) {
         self.failures = 0;
     }
@@ -42,21 +49,22 @@ mod tests {
 
     #[test]
     fn pauses_double_to_a_limit_and_start_again_after_success() {
-        let mut backoff = Backoff::default();
-        let mut expected = FIRST;
+        let (first, longest) = (Duration::from_millis(250), Duration::from_secs(10));
+        let mut backoff = Backoff::new(first, longest);
+        let mut expected = first;
         for _ in 0..20 {
             let pause = backoff.next();
             assert!(pause >= expected / 2 && pause <= expected, "{pause:?} of {expected:?}");
-            expected = (expected * 2).min(LONGEST);
+            expected = (expected * 2).min(longest);
         }
         backoff.reset();
-        assert!(backoff.next() <= FIRST);
+        assert!(backoff.next() <= first);
     }
 
     #[test]
     fn two_nodes_do_not_wait_equally_long() {
         let pauses: std::collections::BTreeSet<Duration> =
-            (0..32).map(|_| jittered(LONGEST)).collect();
+            (0..32).map(|_| jittered(Duration::from_secs(10))).collect();
         assert!(pauses.len() > 16, "{pauses:?}");
     }
 }

@@ -13,9 +13,10 @@ use kube::config::{Config, InClusterError, KubeConfigOptions, Kubeconfig, Kubeco
 const KUBECONFIG: &str = "KUBECONFIG";
 /// Time to connect. The server is on the cluster's own network.
 const CONNECT: Duration = Duration::from_secs(5);
-/// A connection that is silent for so long is cut, and its watch resumed on another one. The
-/// server sends a bookmark on every watch about once a minute.
-const SILENCE: Duration = Duration::from_secs(90);
+/// A connection that is silent for so long is cut, and its watch resumed on another one: whoever
+/// fails over behind a load balancer closes nothing. The server sends a bookmark on most watches
+/// about once a minute.
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// Why there is no way to the API server.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,6 @@
 //! How each kind is asked for: group, plural, and the versions this agent can read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIGroupList, APIResourceList};
 use kube::Client;
@@ -69,6 +69,47 @@ impl Resource {
 /// them.
 pub(super) type Served = BTreeMap<Kind, ApiResource>;
 
+/// What the server is taken to have.
+///
+/// One that has only begun knows its own kinds before those of CustomResourceDefinitions: a kind
+/// that was there is gone once it is missed twice.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    served: Served,
+    missed: BTreeSet<Kind>,
+}
+
+impl Known {
+    /// The resource of a kind.
+    pub(super) fn get(&self, kind: Kind) -> Option<&ApiResource> {
+        self.served.get(&kind)
+    }
+
+    /// The kinds there are.
+    pub(super) fn kinds(&self) -> BTreeSet<Kind> {
+        self.served.keys().copied().collect()
+    }
+
+    /// Whether a kind was missed once and should be looked for again soon.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        !self.missed.is_empty()
+    }
+
+    /// Takes what the server said; whether that changed anything.
+    pub(super) fn take(&mut self, mut said: Served) -> bool {
+        let missing = |kind: &&Kind| !said.contains_key(kind);
+        let missing: BTreeSet<Kind> = self.served.keys().filter(missing).copied().collect();
+        let believed: Vec<Kind> = missing.intersection(&self.missed).copied().collect();
+        let doubted = self.served.iter().filter(|(kind, _)| missing.contains(kind));
+        let doubted = doubted.filter(|(kind, _)| !believed.contains(kind));
+        said.extend(doubted.map(|(kind, resource)| (*kind, resource.clone())));
+        self.missed = missing.into_iter().filter(|kind| !believed.contains(kind)).collect();
+        let changed = self.served != said;
+        self.served = said;
+        changed
+    }
+}
+
 /// Asks the server what it has.
 ///
 /// # Errors
@@ -118,6 +159,33 @@ fn has(groups: &APIGroupList, group: &str, version: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kind_is_gone_once_it_is_missed_twice() {
+        let all: Served = Kind::ALL
+            .iter()
+            .map(|kind| (*kind, resource(*kind).api(*kind, resource(*kind).versions[0])))
+            .collect();
+        let without = || {
+            let mut some = all.clone();
+            some.remove(&Kind::ServiceEntry);
+            some
+        };
+        let mut known = Known::default();
+        assert!(known.take(all.clone()) && !known.is_in_doubt());
+        assert!(!known.take(without()), "gone at once");
+        assert!(known.is_in_doubt() && known.get(Kind::ServiceEntry).is_some());
+        assert!(!known.take(all.clone()) && !known.is_in_doubt());
+        assert!(!known.take(without()), "missed twice, but not one after the other");
+        assert!(known.take(without()) && !known.is_in_doubt());
+        assert_eq!(known.get(Kind::ServiceEntry), None);
+        assert!(!known.take(without()) && known.take(all.clone()));
+        // Another version of it is taken up at once.
+        let mut older = all.clone();
+        older.insert(Kind::Gateway, resource(Kind::Gateway).api(Kind::Gateway, "v1beta1"));
+        assert!(known.take(older.clone()));
+        assert_eq!(known.get(Kind::Gateway), older.get(&Kind::Gateway));
+    }
 
     #[test]
     fn every_kind_is_asked_for_by_the_name_that_is_read_back() {

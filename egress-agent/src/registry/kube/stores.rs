@@ -161,6 +161,12 @@ impl Stores {
         changed
     }
 
+    /// Whether some watch gets no answer from the server.
+    pub(super) fn is_lost(&self) -> bool {
+        let mut troubles = self.stores.values().filter_map(|store| store.trouble.as_ref());
+        troubles.any(|trouble| !trouble.is_refusal())
+    }
+
     /// Whether everything was listed, so that a snapshot may be made.
     pub(super) fn is_ready(&self) -> bool {
         self.served.is_some() && self.stores.keys().all(|watch| self.is_listed(watch))

@@ -158,7 +158,7 @@ fn nothing_is_said_before_the_server_says_which_kinds_it_has() {
     assert!(!stores.is_ready());
     assert!(stores.undiscovered(Trouble::Unreachable("refused".to_owned())));
     assert!(!stores.undiscovered(Trouble::Unreachable("refused".to_owned())), "said twice");
-    assert!(stores.problems()[0].message.contains("gives no answer (refused)"));
+    assert!(stores.problems()[0].message.contains("gives no good answer (refused)"));
     assert!(stores.serve(Kind::ALL.iter().copied().collect()));
     assert!(stores.problems().is_empty());
 }

@@ -17,17 +17,23 @@ use kube::discovery::ApiResource;
 use kube::runtime::watcher::{self, Event, watcher};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
-use tokio::sync::Notify;
-use tokio::time::{Duration, sleep};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Duration, Instant, sleep};
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, jittered};
 use super::demand::Watch;
 use super::stores::{Held, Input};
-use super::trouble::Trouble;
+use super::trouble::{self, Trouble};
 use crate::registry::object::{self, Kind};
 
 /// Objects of one page of a list: whole objects stand in memory this many at a time.
 const PAGE: u32 = 250;
+
+/// A watch that was open for so long and breaks is resumed before anything is said of it.
+const STEADY: Duration = Duration::from_secs(30);
+
+/// How long after the server's revival the watches of one node are taken up again.
+const REVIVAL: Duration = Duration::from_secs(1);
 
 /// Inputs of one watch, without end. A failure is followed by a pause and another try; events go
 /// on where they were, or from a new list where the server does not remember.
@@ -38,12 +44,28 @@ struct Running {
     resource: ApiResource,
     events: Pin<Box<dyn Stream<Item = watcher::Result<Event<Raw>>> + Send>>,
     opened: Arc<Notify>,
+    since: Option<Instant>,
     backoff: Backoff,
-    pause: Option<Duration>,
+    pause: Option<Pause>,
+    /// The last answer was that the server cannot answer now.
+    busy: bool,
+    revived: watch::Receiver<u64>,
 }
 
-/// Opens a watch.
-pub(super) fn open(client: &Client, watch: &Watch, resource: &ApiResource) -> Inputs {
+/// A wait before another try.
+struct Pause {
+    time: Duration,
+    /// It is over early when the server is heard of elsewhere.
+    until_revived: bool,
+}
+
+/// Opens a watch. `revived` changes when a server that gave no answer gives one.
+pub(super) fn open(
+    client: &Client,
+    watch: &Watch,
+    resource: &ApiResource,
+    revived: watch::Receiver<u64>,
+) -> Inputs {
     let opened = Arc::new(Notify::new());
     let client = observed(client, Arc::clone(&opened));
     let api: Api<Raw> = match &watch.namespace {
@@ -59,8 +81,11 @@ pub(super) fn open(client: &Client, watch: &Watch, resource: &ApiResource) -> In
         resource: resource.clone(),
         events: watcher(api, config).boxed(),
         opened,
-        backoff: Backoff::default(),
+        since: None,
+        backoff: Backoff::of_tries(),
         pause: None,
+        busy: false,
+        revived,
     };
     stream::unfold(running, |mut running| async {
         let input = running.next().await?;
@@ -72,30 +97,52 @@ pub(super) fn open(client: &Client, watch: &Watch, resource: &ApiResource) -> In
 impl Running {
     async fn next(&mut self) -> Option<Input> {
         loop {
-            if let Some(pause) = self.pause.take() {
-                sleep(pause).await;
+            if let Some(Pause { time, until_revived }) = self.pause.take() {
+                tokio::select! {
+                    () = sleep(time) => {}
+                    Ok(()) = self.revived.changed(), if until_revived => {
+                        sleep(jittered(REVIVAL)).await;
+                    }
+                }
             }
             let event = tokio::select! {
                 biased;
                 () = self.opened.notified() => {
-                    self.backoff.reset();
+                    self.since = Some(Instant::now());
                     return Some(Input::Opened);
                 }
                 event = self.events.next() => event?,
             };
-            let trouble = match event {
+            let error = match event {
                 Ok(event) => match self.read(event) {
                     Some(input) => return Some(input),
                     None => continue,
                 },
-                Err(error) => trouble(&error),
+                Err(error) => error,
             };
-            self.pause = Some(self.backoff.next());
-            if !trouble.is_gone() {
-                return Some(Input::Failed(trouble));
+            let steady = self.since.take().is_some_and(|since| since.elapsed() >= STEADY);
+            // One that has only begun is soon done with it, however long it was away.
+            let busy = is_busy(&error);
+            if steady || (busy && !self.busy) {
+                self.backoff.reset();
             }
-            // The server does not remember where this watch was, and lists again.
-            tracing::debug!(kind = self.kind.name(), "watch too old, listed again");
+            self.busy = busy;
+            let broken = matches!(error, watcher::Error::WatchFailed(_));
+            let trouble = trouble(&error);
+            let until_revived = !trouble.is_refusal();
+            if until_revived {
+                self.revived.mark_unchanged();
+            }
+            // A server that says so is well, and has much to list for everybody.
+            let time = if trouble.is_gone() { jittered(REVIVAL) } else { self.backoff.next() };
+            self.pause = Some(Pause { time, until_revived });
+            if trouble.is_gone() || (steady && broken && !trouble.is_refusal()) {
+                // The server does not remember where the watch was, and lists again; or the
+                // connection fell silent or broke, and the watch goes on where it was.
+                tracing::debug!(kind = self.kind.name(), %error, "watch begins anew");
+                continue;
+            }
+            return Some(Input::Failed(trouble));
         }
     }
 
@@ -132,6 +179,19 @@ fn observed(client: &Client, opened: Arc<Notify>) -> Client {
         }
     });
     Client::new(service, namespace)
+}
+
+fn is_busy(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => trouble::is_busy(status),
+        watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchStartFailed(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::NoResourceVersion => false,
+    }
 }
 
 fn trouble(error: &watcher::Error) -> Trouble {

@@ -13,7 +13,7 @@ const SERVER: &str = "ApiServer";
 /// Why a list or a watch failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
-    /// The server gave no answer.
+    /// The server gave no answer, or only that it cannot answer now.
     Unreachable(String),
     /// It answered that it will not.
     Refused {
@@ -37,6 +37,9 @@ impl Trouble {
 
     /// What the server's answer means.
     pub(super) fn refused(verb: &'static str, status: &Status) -> Self {
+        if is_busy(status) {
+            return Self::Unreachable(format!("{}: {}", status.code, status.message));
+        }
         Self::Refused { verb, code: status.code, message: status.message.clone() }
     }
 
@@ -135,9 +138,14 @@ fn unreadable(kind: &str, name: String, message: String) -> Problem {
     Problem { code: ProblemCode::Unreadable, origin, message }
 }
 
+/// Whether the server has too much to do, or has only begun: it says the same of every kind.
+pub(super) const fn is_busy(status: &Status) -> bool {
+    matches!(status.code, 429 | 503 | 504)
+}
+
 fn unreachable(server: &str, error: &str) -> Problem {
     let text = format!(
-        "gives no answer ({error}); what was last known stays in force, and it is asked again \
+        "gives no good answer ({error}); what was last known stays in force, and it is asked again \
          every few seconds: check that it runs and that this node may reach it"
     );
     unreadable(SERVER, server.to_owned(), text)

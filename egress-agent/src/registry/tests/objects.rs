@@ -439,3 +439,13 @@ fn sources_are_named() {
     let error = read_directory(Path::new("/nowhere/at/all")).unwrap_err().to_string();
     assert!(error.contains("/nowhere/at/all") && error.contains("create it"), "{error}");
 }
+
+#[test]
+fn the_api_server_is_watched_for_a_node_that_has_a_name() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for node in [None, Some("")] {
+        let opened = runtime.block_on(Registry::open(&Source::Kube(None), node));
+        let Err(error) = opened else { panic!("opened without a name") };
+        assert!(error.to_string().contains("EGRESS_NODE_NAME from spec.nodeName"), "{error}");
+    }
+}
