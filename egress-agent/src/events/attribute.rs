@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::aggregate::{Process, Report};
 use crate::agent::AgentState;
 use crate::clock::boot_clock;
-use crate::policy::classify::{Class, Destination, classify};
+use crate::policy::classify::{Class, Destination, classify, is_outside};
 use crate::policy::mesh::scope::Client;
 
 /// A report with every name that is known.
@@ -42,7 +42,8 @@ pub(super) struct Named {
     pub(super) process: Option<Process>,
     /// Uid of the packet's socket, where no process is known.
     pub(super) socket_uid: Option<u32>,
-    /// What the mesh says of the destination; `None` where the pod is not known.
+    /// What the mesh says of the destination; `None` for one that is not outside, and where
+    /// the pod is not known.
     pub(super) class: Option<Class>,
     /// The ServiceEntry that declares the destination, for this namespace or for others.
     pub(super) declared_by: Option<String>,
@@ -60,7 +61,8 @@ pub(super) fn attribute(report: &Report, state: &AgentState, sequence: u64) -> N
     });
     let dst = event.dst.ip();
     let destination = Destination { host: None, ip: Some(dst), port: event.dst_port };
-    let classified = coverage.map(|coverage| {
+    let outside = Reason::from_number(event.reason).is_some_and(is_outside);
+    let classified = coverage.filter(|_| outside).map(|coverage| {
         classify(&state.snapshot, &Client::of(&state.snapshot, coverage), &destination)
     });
     let hook = Hook::from_number(event.hook).unwrap_or(Hook::PodEgress);

@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 use std::net::IpAddr;
 
+use egress_common::Reason;
 use egress_common::state::Capture;
 use serde::Serialize;
 
@@ -57,6 +58,38 @@ pub struct Classified<'a> {
     pub declaration: Option<&'a Declaration>,
     /// The Sidecar that does not import it, where it is exported.
     pub hidden_by: Option<&'a Sidecar>,
+}
+
+/// Whether a verdict with this reason is about a destination outside, of which the mesh may say
+/// something; everything else is about the packet, or about what the cluster itself has.
+pub const fn is_outside(reason: Reason) -> bool {
+    match reason {
+        Reason::NotGateway | Reason::Exception | Reason::ForeignResolver => true,
+        Reason::Exempt
+        | Reason::Local
+        | Reason::Reply
+        | Reason::Resolver
+        | Reason::Gateway
+        | Reason::Infrastructure
+        | Reason::Cluster
+        | Reason::Ethertype
+        | Reason::Malformed
+        | Reason::Fragment
+        | Reason::SpoofedSource
+        | Reason::Protocol
+        | Reason::Metadata
+        | Reason::MeshVip
+        | Reason::Tunnel
+        | Reason::HiddenExternal
+        | Reason::GatewayPort
+        | Reason::GatewayForbidden
+        | Reason::GatewayDraining
+        | Reason::RateLimited
+        | Reason::Node
+        | Reason::UnknownPod
+        | Reason::PolicyStale
+        | Reason::ForeignSocket => false,
+    }
 }
 
 /// Whether a declaration can be seen.

@@ -4,7 +4,7 @@ use egress_common::Reason;
 use egress_common::state::Capture;
 
 use super::entry::Asked;
-use crate::policy::classify::{Class, Classified, Destination, classify};
+use crate::policy::classify::{Class, Classified, Destination, classify, is_outside};
 use crate::policy::mesh::OutboundMode;
 use crate::policy::mesh::scope::Client;
 
@@ -24,7 +24,7 @@ impl<'a> Asked<'a> {
 
 /// The sentence; `None` for a destination that is not outside.
 pub(super) fn says(asked: &Asked<'_>, reason: Reason) -> Option<String> {
-    if !matches!(reason, Reason::NotGateway | Reason::Exception) {
+    if !is_outside(reason) {
         return None;
     }
     let client = asked.client();

@@ -2,12 +2,13 @@
 //! namespace at once.
 
 use super::{Question, Says};
+use crate::policy::GatewayTarget;
 use crate::policy::mesh::{
     AccountPattern, ApiGateway, Attachment, Authorization, AuthorizationAction, AuthorizationRule,
     AuthorizationSource, NamespaceCondition, PolicyTarget,
 };
 use crate::policy::snapshot::labels_match;
-use crate::policy::{GatewayTarget, ObjectName};
+use crate::policy::well_known::GATEWAY_NAME_LABEL;
 
 const GATEWAY_API_GROUP: &str = "gateway.networking.k8s.io";
 /// The class of waypoints, and the label of their pods: selectors do not hold for them.
@@ -26,9 +27,15 @@ pub(super) enum Matches {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attached {
     Not,
+    /// To the Gateway object that the gateway's Service carries the label of, which the reference
+    /// does not name: whose it is was not asked.
+    Elsewhere,
     ToSome,
     ToAll,
 }
+
+const BY_SERVICE: &str = "is for a Gateway, which spec.gateways names by its Service (write \
+    `gateway` there)";
 
 /// What they say together: a certain DENY or no possible ALLOW forbids.
 pub(super) fn says(question: &Question<'_>) -> Vec<Says> {
@@ -36,10 +43,15 @@ pub(super) fn says(question: &Question<'_>) -> Vec<Says> {
     let (mut says, mut allowing) = (Vec::new(), Vec::new());
     for policy in &question.facts.snapshot.mesh.authorizations {
         let attached = attached(question, policy);
-        if attached == Attached::Not {
-            continue;
-        }
         let matches = matched(policy, namespace);
+        match attached {
+            Attached::Not => continue,
+            Attached::Elsewhere => {
+                says.push(Says::Finer { by: policy.origin.clone(), what: BY_SERVICE });
+                continue;
+            }
+            Attached::ToSome | Attached::ToAll => {}
+        }
         match &policy.action {
             AuthorizationAction::Allow => allowing.push((policy, attached, matches)),
             AuthorizationAction::Deny => says.push(denied(question, policy, attached, matches)),
@@ -102,7 +114,7 @@ fn allowed(
                 ),
             })
         }
-        (_, Attached::ToSome | Attached::Not) => Some(Says::Finer {
+        (_, Attached::ToSome | Attached::Elsewhere | Attached::Not) => Some(Says::Finer {
             by: policy.origin.clone(),
             what: "is for some of the gateway's pods alone",
         }),
@@ -124,7 +136,6 @@ fn attached(question: &Question<'_>, policy: &Authorization) -> Attached {
     let root = question.facts.snapshot.mesh.root_namespace();
     let (own, global) =
         (policy.name.namespace == question.gateway.namespace, policy.name.namespace == root);
-    let object = api_gateway(question);
     match &policy.attachment {
         Attachment::Pods(labels) => {
             if !(own || global) || is_waypoint(question) {
@@ -139,36 +150,45 @@ fn attached(question: &Question<'_>, policy: &Authorization) -> Attached {
         }
         // Other proxies than those of the Gateway API ignore a policy with targets.
         Attachment::Targets(targets) => {
-            let Some((name, gateway)) = object else { return Attached::Not };
-            let names = |target: &PolicyTarget| match target.kind.as_str() {
-                "Gateway" => own && target.name == name.name,
-                "GatewayClass" => global && target.name == gateway.class,
-                // Those are about what is behind the gateway.
-                _ => false,
+            let there = |kind: &str, name: &str| {
+                let named = |one: &PolicyTarget| one.kind == kind && one.name == name;
+                targets.iter().any(|one| one.group == GATEWAY_API_GROUP && named(one))
             };
-            let named = targets.iter().any(|one| one.group == GATEWAY_API_GROUP && names(one));
-            if named { Attached::ToAll } else { Attached::Not }
+            // Targets of other kinds are about what is behind the gateway.
+            match api_gateway(question) {
+                Some(gateway) => {
+                    let named = own && there("Gateway", &question.name.name)
+                        || global && there("GatewayClass", &gateway.class);
+                    if named { Attached::ToAll } else { Attached::Not }
+                }
+                None if own && labels_of(question).any(|name| there("Gateway", name)) => {
+                    Attached::Elsewhere
+                }
+                None => Attached::Not,
+            }
         }
     }
 }
 
-/// The Gateway of the Gateway API behind the reference, whatever it is named by.
-fn api_gateway<'q>(question: &'q Question<'_>) -> Option<(&'q ObjectName, &'q ApiGateway)> {
-    let snapshot = question.facts.snapshot;
-    let gateways = &snapshot.mesh.api_gateways;
-    if let GatewayTarget::Gateway(_) = &question.gateway.target {
-        return gateways.get_key_value(question.name);
+/// The Gateway of the Gateway API that the reference names. One that is named by its Service is
+/// not looked for: a registry that watches by demand would not know it.
+fn api_gateway<'q>(question: &'q Question<'_>) -> Option<&'q ApiGateway> {
+    match &question.gateway.target {
+        GatewayTarget::Gateway(_) => question.facts.snapshot.mesh.api_gateways.get(question.name),
+        GatewayTarget::Service(_) | GatewayTarget::Pods { .. } => None,
     }
-    let services = question.resolved.services.iter().filter_map(|name| snapshot.services.get(name));
-    let owners: Vec<&String> = services.flat_map(|service| &service.gateway_owners).collect();
-    gateways.iter().find(|(name, gateway)| {
-        name.namespace == question.gateway.namespace && owners.contains(&&gateway.uid)
-    })
+}
+
+/// Names of the Gateways whose Services the gateway's Services say they are.
+fn labels_of<'q>(question: &'q Question<'_>) -> impl Iterator<Item = &'q String> {
+    let services = &question.facts.snapshot.services;
+    let own = question.resolved.services.iter().filter_map(|name| services.get(name));
+    own.filter_map(|service| service.labels.get(GATEWAY_NAME_LABEL))
 }
 
 fn is_waypoint(question: &Question<'_>) -> bool {
     let (key, value) = MANAGED_LABEL;
-    api_gateway(question).is_some_and(|(_, gateway)| gateway.class == WAYPOINT_CLASS)
+    api_gateway(question).is_some_and(|gateway| gateway.class == WAYPOINT_CLASS)
         || question.pods().any(|pod| pod.labels.get(key).is_some_and(|managed| managed == value))
 }
 

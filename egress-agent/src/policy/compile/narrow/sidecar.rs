@@ -1,11 +1,8 @@
 //! Sidecars: a namespace whose proxies do not import the gateway's Service cannot route to it.
 
-use std::collections::BTreeSet;
-
 use super::{Question, Says};
+use crate::policy::ObjectName;
 use crate::policy::mesh::Sidecar;
-use crate::policy::snapshot::labels_match;
-use crate::policy::{ObjectName, Service};
 
 /// The domain of a cluster that was given no other.
 const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -20,12 +17,12 @@ pub(super) fn says(question: &Question<'_>) -> Vec<Says> {
         .sidecars
         .iter()
         .filter(|one| one.name.namespace == namespace && !one.selector.is_empty());
-    let services = services(question);
+    let services = &question.resolved.services;
     if services.is_empty() {
         let restricting = whole.into_iter().chain(selecting).filter(|one| !one.egress.is_empty());
         let finer = |one: &Sidecar| Says::Finer {
             by: one.origin.clone(),
-            what: "imports Services, and this gateway's pods are behind none",
+            what: "imports Services, and this gateway is named by its pods",
         };
         return restricting.map(finer).collect();
     }
@@ -57,21 +54,6 @@ pub(super) fn says(question: &Question<'_>) -> Vec<Says> {
             question.name, question.name.namespace
         ),
     }]
-}
-
-/// The Services the gateway is reached by: those it is named by, or those of its pods.
-fn services(question: &Question<'_>) -> BTreeSet<ObjectName> {
-    let named = &question.resolved.services;
-    if !named.is_empty() {
-        return named.clone();
-    }
-    let selects = |service: &&Service| {
-        service.name.namespace == question.gateway.namespace
-            && !service.selector.is_empty()
-            && question.pods().any(|pod| labels_match(&service.selector, &pod.labels))
-    };
-    let all = question.facts.snapshot.services.values();
-    all.filter(selects).map(|service| service.name.clone()).collect()
 }
 
 /// Whether the Sidecar imports a Service, on any port, by its full name in whatever domain the

@@ -316,6 +316,58 @@ fn a_gateway_of_the_gateway_api_takes_targets_and_a_waypoint_nothing_else() {
 }
 
 #[test]
+fn a_policy_for_a_gateway_that_is_named_by_its_service_stays_open_and_is_told() {
+    let mut world = world();
+    let by_service = world.policy_mut("shop").gateways.clone();
+    world.gateway_api();
+    world.policy_mut("shop").gateways = by_service;
+    let mut policy = allow(vec![from_namespaces(&["shop"])]);
+    policy.attachment = Attachment::Targets(vec![target("Gateway", "out")]);
+    world.snapshot.mesh.authorizations = vec![policy];
+    let desired = world.compile();
+    assert_eq!(verdicts(&desired), BOTH);
+    assert_eq!(problems(&desired), [(NarrowingIncomplete, "istio-system/callers")]);
+}
+
+#[test]
+fn a_deny_for_some_of_the_gateways_pods_is_finer_than_the_gateway() {
+    let mut world = world();
+    world.gateway_pod("gw-1", &["10.1.9.2"]);
+    world.pod_mut("istio-system/gw-1").labels = labels(&[("istio", "egressgateway"), ("v", "2")]);
+    let mut deny = authorization(
+        "istio-system/no",
+        AuthorizationAction::Deny,
+        vec![from_namespaces(&["bank"])],
+    );
+    deny.attachment = Attachment::Pods(labels(&[("v", "2")]));
+    world.snapshot.mesh.authorizations = vec![deny];
+    let desired = world.compile();
+    assert_eq!(verdicts(&desired), BOTH);
+    assert_eq!(problems(&desired), [(NarrowingIncomplete, "istio-system/no")]);
+}
+
+#[test]
+fn the_number_of_a_pods_tables_does_not_depend_on_other_pods() {
+    let mut world = world();
+    world.snapshot.mesh.authorizations = vec![allow(Vec::new())];
+    world.namespace("auth", &[]);
+    world.run(pod("auth/login", &["10.1.0.4"]), 102, 9);
+    let mut second = gateway(GatewayTarget::Service("other".to_owned()));
+    second.namespace = "egress".to_owned();
+    let policy = world.policy_mut("shop");
+    policy.selector = in_namespaces(&["shop", "bank", "auth"]);
+    policy.gateways.push(second);
+    world.service(service("egress/other", &["10.96.0.70"], &[("https", 443)]));
+    let sidecars = vec![sidecar("bank/own", &["istio-system/*"]), sidecar("auth/own", &["./*"])];
+    world.snapshot.mesh.sidecars = sidecars;
+    let number = tables_of(&world.compile(), "bank/ledger");
+    assert_ne!(number, tables_of(&world.compile(), "shop/web"));
+    world.snapshot.pods.remove("auth/login");
+    world.snapshot.pods.remove("shop/web");
+    assert_eq!(tables_of(&world.compile(), "bank/ledger"), number);
+}
+
+#[test]
 fn one_gateway_may_be_forbidden_and_another_stay() {
     let mut world = world();
     let mut second = pod("egress/gw", &["10.1.7.1"]);
