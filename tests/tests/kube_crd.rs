@@ -3,6 +3,7 @@
 //! Every case is sent to a real API server, which stores nothing (a dry run), and read by the
 //! agent's parser: both take it or both refuse it, and both name the field.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -219,6 +220,8 @@ fn valid() -> Vec<Value> {
         with("/rateLimit", json!({"connectionsPerSecond": 100, "burst": 1_000_000})),
         with("/rateLimit", json!({"namespace": {"connectionsPerSecond": 5, "burst": 7}})),
         with("/denyResponse", json!("Drop")),
+        with("/hostNetwork", json!(true)),
+        with("/narrow", json!(true)),
         with("/onAgentLoss", json!("denyNew")),
         exception(|_| {}),
         excepting("/scope", json!({})),
@@ -372,6 +375,8 @@ fn invalid() -> Vec<(Value, &'static str, &'static str)> {
         ),
         (with("/denyResponse", json!("reset")), "spec.denyResponse", "supported values"),
         (with("/onAgentLoss", json!("allow")), "spec.onAgentLoss", "supported values"),
+        (with("/hostNetwork", json!("yes")), "spec.hostNetwork", "type boolean"),
+        (with("/narrow", json!({})), "spec.narrow", "type boolean"),
         (excepting("/scope", Value::Null), "spec.scope", "Required value"),
         (excepting("/destination", Value::Null), "spec.destination", "Required value"),
         (excepting("/expiresAt", Value::Null), "spec.expiresAt", "Required value"),
@@ -410,6 +415,28 @@ fn what_the_api_server_takes_the_parser_takes() -> Result<()> {
                 bail!("the parser refuses what {whose} gives: {object:#}\n{message}");
             }
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_examples_of_the_documentation_are_taken() -> Result<()> {
+    let (_plane, raw) = setup()?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for (file, expected) in [("README.md", 2), ("docs/policy.md", 5)] {
+        let text = std::fs::read_to_string(root.join(file))?;
+        let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let mut taken = 0;
+        for block in blocks.filter(|block| block.contains("kind: Egress")) {
+            for object in documents(block)? {
+                if let Err(message) = raw.judge(&object)? {
+                    bail!("{file}: {block}\n{message}");
+                }
+                registry::verdict(&object).map_err(anyhow::Error::msg)?;
+                taken += 1;
+            }
+        }
+        ensure!(taken >= expected, "{file}: only {taken} examples");
     }
     Ok(())
 }
