@@ -1,6 +1,7 @@
 //! The only place that knows everybody: registry in, kernel out, and what is told about it.
 
 mod propagation;
+mod report;
 mod state;
 
 use std::collections::BTreeSet;
@@ -110,8 +111,17 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     let mut tasks = Tasks::default();
 
     let (publish, mut published) = registry::channel();
+    let reporter = registry.reporter();
+    let (report, reports) = watch::channel(report::starting());
     let until = shutdown.clone();
     tasks.start("registry", async move { Ok(registry.follow(publish, until).await?) });
+    if let Some(reporter) = reporter {
+        let until = shutdown.clone();
+        tasks.start("report", async move {
+            reporter.run(reports, until).await;
+            Ok(())
+        });
+    }
     let wake = Arc::new(Notify::new());
     let (watched, notify, until) = (kubepods.clone(), Arc::clone(&wake), shutdown.clone());
     tasks.start("cgroups", async move { Ok(cgroup::watch(watched, notify, until).await?) });
@@ -154,6 +164,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         let mut tasks = Tasks::default();
         enforcer.report(&mut tasks, &states, outlet, admin, &until)?;
         tasks.start("counters", metrics::keep(readiness, until.clone()));
+        tasks.start("node report", report::keep(states, report, until.clone()));
         tasks.start("enforcer", enforcer.follow(wake, until.clone()));
         tasks.until(until).await
     };

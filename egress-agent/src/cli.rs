@@ -56,7 +56,9 @@ pub enum Command {
     /// Remove everything this agent ever pinned: traffic flows freely afterwards
     Uninstall(Datapath),
     /// Print the definitions of EgressPolicy and EgressException, for `kubectl apply -f -`
-    Crd(Crd),
+    Crd(Written),
+    /// Print the rights the agent needs in a cluster: its account, roles and bindings
+    Rbac(Written),
 }
 
 /// Where the datapath lives.
@@ -163,9 +165,9 @@ pub struct Doctor {
     pub output: Output,
 }
 
-/// `crd`.
+/// `crd` and `rbac`.
 #[derive(Args, Debug)]
-pub struct Crd {
+pub struct Written {
     /// How they are written
     #[arg(short, long, value_enum, default_value_t = Manifest::Yaml)]
     pub output: Manifest,

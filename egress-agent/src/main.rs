@@ -11,7 +11,7 @@ use egress_agent::cli::{
 };
 use egress_agent::datapath::{self, CheckStatus, Options};
 use egress_agent::policy::explain::Explanation;
-use egress_agent::registry::crd;
+use egress_agent::registry::{self, crd};
 use egress_agent::{agent, lock};
 use tracing_subscriber::EnvFilter;
 
@@ -47,7 +47,10 @@ fn main() -> ExitCode {
         Command::Status(query) => answer(runtime.block_on(status(&query))),
         Command::Doctor(doctor) => diagnose(&doctor),
         Command::Uninstall(paths) => answer(uninstall(&paths)),
-        Command::Crd(crd) => answer(definitions(crd.output)),
+        Command::Crd(crd) => {
+            answer(definitions().and_then(|objects| manifest(crd.output, &objects)))
+        }
+        Command::Rbac(rbac) => answer(manifest(rbac.output, &registry::rights())),
     };
     ExitCode::from(code)
 }
@@ -82,16 +85,16 @@ fn uninstall(paths: &egress_agent::cli::Datapath) -> anyhow::Result<String> {
     ))
 }
 
-fn definitions(output: Manifest) -> anyhow::Result<String> {
-    let definitions = crd::definitions()?;
+fn definitions() -> anyhow::Result<Vec<serde_json::Value>> {
+    Ok(crd::definitions()?.map(|definition| definition.object).into())
+}
+
+/// Objects for the API server.
+fn manifest(output: Manifest, objects: &[serde_json::Value]) -> anyhow::Result<String> {
     Ok(match output {
-        Manifest::Yaml => {
-            let documents = definitions.iter().map(crd::Definition::yaml);
-            documents.collect::<Result<Vec<_>, _>>()?.join("---\n").trim_end().to_owned()
-        }
+        Manifest::Yaml => crd::yaml(objects)?.trim_end().to_owned(),
         Manifest::Json => {
-            let items = definitions.map(|definition| definition.object);
-            let list = serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": items });
+            let list = serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": objects });
             serde_json::to_string_pretty(&list)?
         }
     })

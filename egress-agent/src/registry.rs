@@ -39,6 +39,7 @@ mod range;
 mod tests;
 
 pub use kube::ClientError;
+pub use kube::report::{Enforced, NodeReport, Reporter};
 pub use publish::{Health, Published, Publisher, channel};
 
 /// Where objects are read from; written `dir:PATH`, `kube` or `kube:PATH`.
@@ -125,6 +126,12 @@ pub fn allowed_range(field: &str, text: &str) -> Result<ipnet::IpNet, String> {
     range::read(field, text, range::Use::Allowed).map_err(|errors| errors.to_string())
 }
 
+/// The rights the agent needs: its service account, roles and bindings, as objects for the API
+/// server.
+pub fn rights() -> Vec<serde_json::Value> {
+    kube::role::objects()
+}
+
 /// Whether an object would be taken as it stands, by the rules of its kind; kinds that are not read
 /// always are.
 ///
@@ -161,6 +168,14 @@ impl Registry {
                 let cluster = kube::Cluster::connect(kubeconfig.as_deref(), node).await?;
                 Ok(Self(Opened::Kube(Box::new(cluster))))
             }
+        }
+    }
+
+    /// Who writes to the API server on behalf of the node; nobody where there is none.
+    pub fn reporter(&self) -> Option<Reporter> {
+        match &self.0 {
+            Opened::Dir(_) => None,
+            Opened::Kube(cluster) => Some(cluster.reporter()),
         }
     }
 

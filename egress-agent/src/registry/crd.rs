@@ -21,14 +21,15 @@ pub struct Definition {
     pub object: Value,
 }
 
-impl Definition {
-    /// The definition as a YAML document.
-    ///
-    /// # Errors
-    /// When it cannot be written, which no definition of ours is known to do.
-    pub fn yaml(&self) -> Result<String, serde_saphyr::SerializeError> {
-        serde_saphyr::to_string(&self.object)
-    }
+/// Objects as a stream of YAML documents.
+///
+/// # Errors
+/// When one cannot be written, which none of ours is known to do.
+pub fn yaml<'a>(
+    objects: impl IntoIterator<Item = &'a Value>,
+) -> Result<String, serde_saphyr::SerializeError> {
+    let documents = objects.into_iter().map(serde_saphyr::to_string);
+    Ok(documents.collect::<Result<Vec<_>, _>>()?.join("---\n"))
 }
 
 /// The definitions of our kinds.

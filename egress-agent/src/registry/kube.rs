@@ -23,7 +23,10 @@ use crate::supervise::Shutdown;
 mod backoff;
 mod client;
 mod demand;
+mod pace;
+pub(super) mod report;
 mod resource;
+pub(super) mod role;
 mod stores;
 mod stream;
 mod trouble;
@@ -33,17 +36,14 @@ use super::publish::Publisher;
 use backoff::{Backoff, jittered};
 pub use client::ClientError;
 use demand::Watch;
+use pace::Pace;
+use report::Reporter;
 use resource::{Known, Served, discover};
 use stores::{Input, Stores};
 use trouble::Trouble;
 
 /// Before the first question: agents of a whole cluster may start together.
 const START: Duration = Duration::from_millis(250);
-/// Changes that come so close together are published together.
-const SETTLE: Duration = Duration::from_millis(10);
-/// Between two snapshots while changes do not end: a node's pods that start together are few
-/// compilations, and one change alone does not wait.
-const SPACING: Duration = Duration::from_millis(100);
 /// Between two questions whether the server still answers, while nothing else is asked.
 const PROBE: Duration = Duration::from_secs(10);
 /// How long an answer may take.
@@ -61,6 +61,7 @@ const BATCH: usize = 512;
 /// A cluster whose registry is to be followed for one node.
 pub(super) struct Cluster {
     client: Client,
+    node: String,
     stores: Stores,
 }
 
@@ -72,7 +73,12 @@ impl Cluster {
     ) -> Result<Self, ClientError> {
         let (client, server) = client::connect(kubeconfig).await?;
         tracing::info!(server, node, "registry is the API server");
-        Ok(Self { client, stores: Stores::new(node, &server) })
+        Ok(Self { client, node: node.to_owned(), stores: Stores::new(node, &server) })
+    }
+
+    /// Who writes to the same server.
+    pub(super) fn reporter(&self) -> Reporter {
+        Reporter::new(self.client.clone(), &self.node)
     }
 
     /// Publishes a snapshot once everything that is asked for was listed, and another after every
@@ -91,8 +97,7 @@ impl Cluster {
                 looks: Backoff::new(LOOK.0, LOOK.1),
                 pending: false,
             },
-            dirty: None,
-            published: None,
+            pace: Pace::default(),
             revived: watch::Sender::new(0),
         };
         follower.ask(Question::Served, jittered(START));
@@ -142,10 +147,7 @@ struct Follower {
     inputs: SelectAll<Tagged>,
     questions: FuturesUnordered<Asked>,
     asking: Asking,
-    /// When the first change came that is not published.
-    dirty: Option<Instant>,
-    /// When the last snapshot was published.
-    published: Option<Instant>,
+    pace: Pace,
     /// Changes when a server that gave no answer gives one.
     revived: watch::Sender<u64>,
 }
@@ -153,7 +155,7 @@ struct Follower {
 impl Follower {
     async fn run(&mut self) {
         loop {
-            let due = self.due();
+            let due = self.pace.due();
             let publish = async {
                 match due {
                     Some(due) => sleep_until(due.into()).await,
@@ -179,12 +181,6 @@ impl Follower {
         }
     }
 
-    /// When the next snapshot is due; `None` while there is nothing to say.
-    fn due(&self) -> Option<Instant> {
-        let settled = self.dirty? + SETTLE;
-        Some(self.published.map_or(settled, |last| settled.max(last + SPACING)))
-    }
-
     fn take(&mut self, watch: &Watch, input: Input) {
         if let Input::Failed(trouble) = &input
             && trouble.is_missing()
@@ -196,7 +192,7 @@ impl Follower {
             self.revived.send_modify(|times| *times += 1);
         }
         if self.stores.input(watch, input) {
-            self.dirty.get_or_insert_with(Instant::now);
+            self.pace.note(Instant::now());
         }
     }
 
@@ -232,10 +228,10 @@ impl Follower {
 
     /// Publishes what is known, or says what it waits for.
     fn tell(&mut self) {
-        let Some(noticed) = self.dirty.take() else { return };
+        let Some(noticed) = self.pace.take() else { return };
         if self.stores.is_ready() || self.publish.has_published() {
             self.publish.update(self.stores.snapshot(), noticed);
-            self.published = Some(Instant::now());
+            self.pace.published(Instant::now());
         } else {
             self.publish.waits_for(&self.stores.problems());
         }
@@ -272,7 +268,7 @@ impl Follower {
                     self.asking.looks.reset();
                 }
                 if self.stores.serve(self.known.kinds()) {
-                    self.dirty.get_or_insert_with(Instant::now);
+                    self.pace.note(Instant::now());
                 }
                 self.adjust();
                 let pause = self.asking.looks.next();
@@ -287,7 +283,7 @@ impl Follower {
             Answer::Served(Err(error)) => {
                 self.asking.pending = false;
                 if self.stores.undiscovered(Trouble::of("list", &error)) {
-                    self.dirty.get_or_insert_with(Instant::now);
+                    self.pace.note(Instant::now());
                 }
                 let pause = self.asking.tries.next();
                 self.ask(Question::Served, pause);

@@ -24,7 +24,7 @@ use crate::policy::{
 };
 
 /// The version of our objects that is read.
-const VERSION: &str = "v1alpha1";
+pub(super) const VERSION: &str = "v1alpha1";
 /// Fields of the design that this version does not know how to enforce.
 const LATER: [&str; 1] = ["redirect"];
 

@@ -70,14 +70,16 @@ impl Publisher {
         }
         report(&before.problems, &snapshot.problems);
         snapshot.revision += 1;
-        tracing::info!(
-            revision = snapshot.revision,
-            complete = snapshot.complete,
-            pods = snapshot.pods.len(),
-            policies = snapshot.policies.len(),
-            problems = snapshot.problems.len(),
-            "snapshot published"
-        );
+        let told = before.revision == 0 || before.complete != snapshot.complete;
+        let (complete, pods) = (snapshot.complete, snapshot.pods.len());
+        let (policies, problems) = (snapshot.policies.len(), snapshot.problems.len());
+        // Pods come and go all day.
+        if told {
+            tracing::info!(complete, pods, policies, problems, "snapshot published");
+        } else {
+            let revision = snapshot.revision;
+            tracing::debug!(revision, pods, policies, problems, "snapshot published");
+        }
         let revision = snapshot.revision;
         self.health.send_modify(|health| {
             health.changes.push_back((revision, noticed));
@@ -85,6 +87,8 @@ impl Publisher {
                 health.changes.pop_front();
             }
             health.waiting = None;
+            // The lists it was made of were complete, even if nothing follows them yet.
+            health.in_step.get_or_insert_with(now);
         });
         self.snapshots.send_replace(Arc::new(snapshot));
     }
@@ -95,9 +99,8 @@ impl Publisher {
             self.health.send_if_modified(|health| std::mem::take(&mut health.connected));
             return;
         }
-        let now = jiff::Timestamp::now().as_duration().as_secs_f64();
         self.health.send_modify(|health| {
-            health.in_step = Some((Instant::now(), now));
+            health.in_step = Some(now());
             health.connected = true;
         });
     }
@@ -124,6 +127,11 @@ impl Publisher {
     pub(super) fn has_published(&self) -> bool {
         self.snapshots.borrow().revision != 0
     }
+}
+
+/// This moment by both clocks.
+fn now() -> (Instant, f64) {
+    (Instant::now(), jiff::Timestamp::now().as_duration().as_secs_f64())
 }
 
 /// Logs every problem once when it appears and once when it clears.

@@ -14,6 +14,7 @@ mod generated;
 mod mesh;
 mod objects;
 mod policies;
+mod reference;
 
 /// A directory with these files.
 fn directory(files: &[(&str, &str)]) -> TempDir {
