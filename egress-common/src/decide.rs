@@ -76,11 +76,14 @@ const DNS_OVER_TLS: u16 = 853;
 ///  4. Source MAC or address not the pod's (link-local and unspecified only for neighbour
 ///     discovery and listener reports), or another's address advertised → deny `spoofed_source`.
 ///  5. Loopback (never on the wire, where a node may route it), own addresses (for a pod on the
-///     node's network: the node's), exact neighbour discovery → allow `local`; multicast and broadcast, and link-local that neither the reply
-///     table nor an exact or metadata entry names → deny `protocol`.
-///  6. Answer on a flow opened from outside → allow `reply`: never what opens a connection.
-///  7. Metadata service; mesh VIPs; tunnel ports and protocols toward nodes; Service ports known
-///     to end outside → deny `metadata`, `mesh_vip`, `tunnel`, `hidden_external`.
+///     node's network: the node's), exact neighbour discovery → allow `local`, but for tunnels of a
+///     pod on the node's network, which line 6 denies; multicast and broadcast, and link-local that
+///     neither the reply table nor an exact or metadata entry names → deny `protocol`.
+///  6. Metadata service; mesh VIPs; tunnel ports and protocols toward nodes, for a pod on the node's
+///     network also toward its own; Service ports known to end outside → deny `metadata`,
+///     `mesh_vip`, `tunnel`, `hidden_external`: not even an answer goes there.
+///  7. Answer on a flow opened from outside, to a remote that may still be answered → allow `reply`:
+///     never what opens a connection.
 ///  8. Named resolver, port 53 → allow `resolver`. Port 53 or 853 elsewhere → deny
 ///     `foreign_resolver`.
 ///  9. Gateway endpoint, exact → allow `gateway`, over the rate → deny `rate_limited`; one that
@@ -140,19 +143,25 @@ fn unlearned<L: Lookup>(packet: &Packet, lookup: &L) -> Ruling {
         return Ruling::new(5, Reason::Local);
     }
     let key = ExactKey::new(PolicyId::NONE, packet.dst, packet.protocol, packet.dst_port);
+    let nets = lookup.range(&RangeKey { policy: PolicyId::NONE, addr: packet.dst });
     match lookup.exact(&key) {
         Some(entry) if is(&entry, Target::Resolver) && whole(packet) && packet.dst_port == DNS => {
             Ruling::new(8, Reason::Resolver)
         }
-        _ if answers(PodId::UNKNOWN, packet, lookup) => Ruling::new(6, Reason::Reply),
+        _ if !tunnels(packet) && answers(PodId::UNKNOWN, &nets, packet, lookup) => {
+            Ruling::new(7, Reason::Reply)
+        }
         _ => Ruling::new(0, Reason::UnknownPod),
     }
 }
 
-/// Line 6.
+/// Line 7. `nets` is asked again each time: a flow outlives what allowed to remember it.
 #[inline(always)]
-fn answers<L: Lookup>(pod: PodId, packet: &Packet, lookup: &L) -> bool {
-    whole(packet) && packet.may_reply() && lookup.reply(&packet.reply_key(pod))
+fn answers<L: Lookup>(pod: PodId, nets: &Range, packet: &Packet, lookup: &L) -> bool {
+    nets.has(range::INBOUND)
+        && whole(packet)
+        && packet.may_reply()
+        && lookup.reply(&packet.reply_key(pod))
 }
 
 /// Lines 2 to 13.
@@ -161,7 +170,7 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     // Inside the pod's own namespace a proxy's answers carry any source: they are judged before
     // the sender is.
     if packet.on_loopback {
-        return Ruling::new(5, Reason::Local);
+        return local(who, packet);
     }
     // 2
     match packet.shape {
@@ -193,14 +202,10 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     // 5
     let own = is_own(who, &packet.dst) || (who.on_host() && nets.has(range::THIS_NODE));
     if stays_in_pod(packet) || own || neighbour(packet) {
-        return Ruling::new(5, Reason::Local);
+        return local(who, packet);
     }
     if packet.dst.is_multicast_or_broadcast() || packet.dst.is_unspecified() {
         return Ruling::new(5, Reason::Protocol);
-    }
-    // 6, before the rest of 5: a node's probes may come from a link-local address.
-    if answers(who.pod, packet, lookup) {
-        return Ruling::new(6, Reason::Reply);
     }
     let exact = if whole(packet) {
         let key = ExactKey::new(who.policy, packet.dst, packet.protocol, packet.dst_port);
@@ -208,25 +213,29 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     } else {
         None
     };
-    if packet.dst.is_link_local() && exact.is_none() && !nets.has(range::METADATA) {
-        return Ruling::new(5, Reason::Protocol);
-    }
-    // 7
+    // 6
     if nets.has(range::METADATA) {
-        return Ruling::new(7, Reason::Metadata);
+        return Ruling::new(6, Reason::Metadata);
     }
     if nets.has(range::MESH_VIP) {
-        return Ruling::new(7, Reason::MeshVip);
+        return Ruling::new(6, Reason::MeshVip);
     }
     if nets.has(range::NODE) && tunnels(packet) {
-        return Ruling::new(7, Reason::Tunnel);
+        return Ruling::new(6, Reason::Tunnel);
     }
     let target = match &exact {
         Some(entry) => Target::from_number(entry.target),
         None => None,
     };
     if matches!(target, Some(Target::HiddenExternal)) {
-        return Ruling::new(7, Reason::HiddenExternal);
+        return Ruling::new(6, Reason::HiddenExternal);
+    }
+    // 7, before the rest of 5: a node's probes may come from a link-local address.
+    if answers(who.pod, &nets, packet, lookup) {
+        return Ruling::new(7, Reason::Reply);
+    }
+    if packet.dst.is_link_local() && exact.is_none() {
+        return Ruling::new(5, Reason::Protocol);
     }
     // 8
     let ported = packet.protocol == protocol::TCP || packet.protocol == protocol::UDP;
@@ -295,7 +304,7 @@ fn translated<L: Lookup>(policy: PolicyId, packet: &Packet, lookup: &L) -> Rulin
         }
     }
     if nets.has(range::NODE) {
-        // The network plugin's own wrapping: a pod's would not have passed line 7.
+        // The network plugin's own wrapping: a pod's would not have passed line 6.
         let from = lookup.range(&RangeKey { policy, addr: packet.src });
         let wrapped = tunnels(packet) || packet.protocol == protocol::ESP;
         let by_node = wrapped && from.has(range::NODE);
@@ -340,6 +349,17 @@ fn stays_in_pod(packet: &Packet) -> bool {
         Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6 => {
             packet.dst.is_loopback() || packet.dst.is_unspecified()
         }
+    }
+}
+
+/// What ends where it starts. On the node's network that may be a tunnel's end: the node would
+/// unwrap it and forward what is inside as its own.
+#[inline(always)]
+fn local(who: &Subject, packet: &Packet) -> Ruling {
+    if who.on_host() && tunnels(packet) {
+        Ruling::new(6, Reason::Tunnel)
+    } else {
+        Ruling::new(5, Reason::Local)
     }
 }
 
@@ -431,16 +451,31 @@ fn tunnels(packet: &Packet) -> bool {
     }
 }
 
-/// Line 12: the exact port, then any port of the protocol, then anything.
+/// Line 12.
 #[inline(always)]
 fn excepted<L: Lookup>(packet: &Packet, set: u32, lookup: &L) -> bool {
-    let now = lookup.now();
+    excepted_at(packet.protocol, packet.dst_port, set, lookup.now(), lookup)
+}
+
+/// Nanoseconds for which an answer may come behind what asked for it.
+const ANSWER_NS: u64 = 180_000_000_000;
+
+/// Whether what comes from this port may answer what an exception of the set allowed: one in force,
+/// or one that has just expired.
+#[inline(always)]
+pub fn lately_excepted<L: Lookup>(protocol: u8, port: u16, set: u32, lookup: &L) -> bool {
+    set != 0 && excepted_at(protocol, port, set, lookup.now().saturating_sub(ANSWER_NS), lookup)
+}
+
+/// The exact port, then any port of the protocol, then anything.
+#[inline(always)]
+fn excepted_at<L: Lookup>(protocol: u8, port: u16, set: u32, time: u64, lookup: &L) -> bool {
     let in_force = |key: ExceptionKey| match lookup.exception(&key) {
-        Some(exception) => now < exception.expires,
+        Some(exception) => time < exception.expires,
         None => false,
     };
-    in_force(ExceptionKey::new(set, packet.protocol, packet.dst_port))
-        || in_force(ExceptionKey::new(set, packet.protocol, 0))
+    in_force(ExceptionKey::new(set, protocol, port))
+        || in_force(ExceptionKey::new(set, protocol, 0))
         || in_force(ExceptionKey::new(set, 0, 0))
 }
 

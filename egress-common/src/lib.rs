@@ -23,7 +23,7 @@ pub mod subject;
 #[cfg(feature = "user")]
 mod user;
 
-pub use decide::{Lookup, Ruling, decide};
+pub use decide::{Lookup, Ruling, decide, lately_excepted};
 pub use key::Addr;
 pub use packet::Packet;
 pub use reason::{Mode, Reason, Verdict};

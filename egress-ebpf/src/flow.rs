@@ -5,10 +5,10 @@
 //! policy's inbound ranges, each entry belongs to one pod, and `decide` never lets it excuse what
 //! opens a connection.
 
-use egress_common::Lookup;
 use egress_common::key::{AddressKey, ExactKey, PodId, PolicyId, RangeKey, ReplyKey};
 use egress_common::packet::{Icmp, Packet, Shape, protocol, tcp};
 use egress_common::state::{PlaceKey, REPLIES_PER_POD, Reply, loss, range};
+use egress_common::{Lookup, lately_excepted};
 
 use crate::listen::Listeners;
 use crate::maps::{HANDS, PLACES, REPLIES, Tables, lost};
@@ -60,7 +60,8 @@ fn says(inbound: &Packet) -> Says {
 
 /// Remembers what a remote opens toward the pod. Of a TCP connection that is open already, its
 /// server's end is told by its listener: it is remembered as well, unless the pod's own allow-list
-/// explains the remote. Nothing is gained by that, because nobody answers with what was denied.
+/// explains the remote. Nothing is gained by that, because nobody answers with what was denied; what
+/// audit let through, the agent has forgotten when it enforces.
 #[inline(always)]
 pub(crate) fn track(toward: &Toward, inbound: &Packet, tables: &Tables<'_>, listeners: &Listeners) {
     let says = says(inbound);
@@ -83,6 +84,7 @@ pub(crate) fn track(toward: &Toward, inbound: &Packet, tables: &Tables<'_>, list
     let dialled = || {
         let sender = ExactKey::new(policy, remote, inbound.protocol, port);
         tables.exact(&sender).is_some()
+            || lately_excepted(inbound.protocol, port, nets.exceptions, tables)
             || (goes_on && tables.address(&AddressKey { policy, addr: remote }) != 0)
     };
     let its_own = match inbound.protocol {

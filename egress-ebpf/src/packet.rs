@@ -62,7 +62,7 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> (Verdict, Answered) {
     let socket_uid = ctx.skb.get_socket_uid();
     tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
     // Not what is wrong with the packet itself: who forges is told nothing.
-    let answerable = ruling.line >= 7 && who.answers && packet.is_answerable();
+    let answerable = ruling.line >= 6 && who.answers && packet.is_answerable();
     if matches!(verdict, Verdict::Drop) && answerable {
         return match answer::send(skb, packet, ifindex) {
             Some(()) => (verdict, Answered::Yes),
@@ -162,7 +162,7 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
     let ruling = forget_ruling(decide(&who, &packet, &Tables { now, config: &config, stage }), now);
     let verdict = who.verdict(ruling.reason);
     // The boundary drops it too, counts it, tells of it, and can answer.
-    if matches!(verdict, Verdict::Drop) && ruling.line >= 7 && who.defers(&packet) {
+    if matches!(verdict, Verdict::Drop) && ruling.line >= 6 && who.defers(&packet) {
         return Verdict::Allow;
     }
     let socket_uid = ctx.skb.get_socket_uid();

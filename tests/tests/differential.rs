@@ -19,7 +19,7 @@ use egress_common::key::{
 };
 use egress_common::packet::{Hook, Icmp, Packet, Shape, protocol};
 use egress_common::state::{Exact, Exception, Pod, Range, Rate, range};
-use egress_common::{Lookup, Mode, Reason, Subject, Verdict, decide};
+use egress_common::{Lookup, Mode, Reason, Subject, Verdict, decide, lately_excepted};
 use egress_tests::frame::Packet as Datagram;
 use egress_tests::kernel::{
     Around, Ground, Kernel, LOOPBACK, MAC, MARKS, Stand, V4, pod, run, tables,
@@ -76,9 +76,11 @@ impl Model<'_> {
         };
         let policy = whom.1.map_or(PolicyId::NONE, |pod| pod.policy);
         let (addr, port) = (inbound.src, inbound.src_port);
-        let answered = self.range(&RangeKey { policy, addr }).has(range::INBOUND);
+        let nets = self.range(&RangeKey { policy, addr });
+        let answered = nets.has(range::INBOUND);
         let dialled = inbound.protocol == protocol::UDP
-            && self.exact(&ExactKey::new(policy, addr, inbound.protocol, port)).is_some();
+            && (self.exact(&ExactKey::new(policy, addr, inbound.protocol, port)).is_some()
+                || lately_excepted(inbound.protocol, port, nets.exceptions, self));
         if opens && inbound.shape == Shape::Ip && answered && !dialled {
             let to = inbound.dst_port;
             self.replies.insert(ReplyKey::new(whom.0, addr, port, to, inbound.flow_protocol));
@@ -171,7 +173,7 @@ impl Part {
         let dropped = verdict == Verdict::Drop;
         let says = format!("{verdict} {} by line {}", ruling.reason, ruling.line);
         let told = Some((verdict, ruling.reason));
-        let late = dropped && ruling.line >= 7;
+        let late = dropped && ruling.line >= 6;
         let (returned, counted): (&[i32], _) = if wall && late && who.defers(&packet) {
             (&[1], None)
         } else if wall {

@@ -1,14 +1,15 @@
 //! Pods on the node's network: judged at their sockets alone, audited until a policy opts them in.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use egress_tests::address::{Dual, NODE, RESOLVER, ROUTER, STRIPE, pod};
+use egress_tests::address::{Dual, NODE, RESOLVER, ROUTER, STRIPE, mac_text, pod};
 use egress_tests::agent::{self, Agent};
 use egress_tests::cgroup;
+use egress_tests::frame::{Packet, protocol};
 use egress_tests::lab::{CART, GATEWAY, Identity, LEDGER, Lab};
 use egress_tests::manifests;
 use egress_tests::process::{Place, Process, nft};
@@ -126,6 +127,60 @@ fn a_packet_socket_on_the_nodes_network_is_not_contained() -> Result<()> {
         "--to=02:00:00:00:00:02",
     ];
     assert_eq!(host.outside(&frame, ip)?, (true, 1));
+    Ok(())
+}
+
+/// A frame in VXLAN for the node to unwrap and forward as a pod's. No capability is asked for.
+#[test]
+fn a_tunnel_to_their_own_node_is_denied() -> Result<()> {
+    let host = OnHost::new("enforce")?;
+    let scenario = &host.scenario;
+    let lab = &scenario.lab;
+    let device = [2, 0xf1, 0xf1, 0xf1, 0xf1, 0xf1];
+    lab.node.batch(&format!(
+        "link add overlay type vxlan id 1 dstport 8472 local {} dev uplink nolearning\n\
+         link set overlay address {} up\n",
+        NODE.v4,
+        mac_text(device)
+    ))?;
+    let inner = Packet {
+        src: IpAddr::V4(pod(LEDGER.host).v4),
+        dst: IpAddr::V4(STRIPE.v4),
+        protocol: protocol::UDP,
+        src_port: 7000,
+        dst_port: 9000,
+        flags: 0,
+        payload: b"inner",
+    };
+    let wrapped = [&[8, 0, 0, 0, 0, 0, 1, 0][..], &inner.ethernet([2; 6], device)].concat();
+    let send = |to: IpAddr| -> Result<(bool, usize)> {
+        let mark = lab.sniffer.mark();
+        let sent = lab.node.run(|| {
+            cgroup::inside(&host.exporter, || {
+                Ok(UdpSocket::bind("0.0.0.0:0")?.send_to(&wrapped, (to, 8472)).is_ok())
+            })
+        })?;
+        lab.settle();
+        Ok((sent, lab.sniffer.escapes(mark)?.len()))
+    };
+    let own = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(NODE.v4)];
+    for ip in own {
+        let (sent, frames) = send(ip)?;
+        assert!(sent && frames > 0, "{ip}: without enforcement the node unwraps nothing");
+    }
+    scenario.change_policy("  mode:", OPT_IN)?;
+    for ip in own {
+        assert_eq!(send(ip)?, (false, 0), "{ip}");
+    }
+    for ip in NODE.both() {
+        for port in [4789, 6081, 8472] {
+            for more in [&["--wait"][..], &["--connected"]] {
+                let arguments = [&["udp", &*to(ip, port)], more].concat();
+                let refused = lab.attempt(&host.place(), &arguments)?;
+                assert!(refused.refused(), "{arguments:?}: {refused:?}");
+            }
+        }
+    }
     Ok(())
 }
 

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData};
 use egress_common::key::{PodId, ReplyKey};
 use egress_common::state::Reply;
-use egress_tests::address::{NODE, pod};
+use egress_tests::address::{NODE, ROUTER, pod};
+use egress_tests::cgroup;
 use egress_tests::lab::{CART, CHECKOUT, Identity, Lab};
+use egress_tests::manifests;
 use egress_tests::process::Place;
 use egress_tests::scenario::{Scenario, to};
 
@@ -52,6 +54,100 @@ fn a_remote_outside_the_inbound_ranges_is_not_answered() -> Result<()> {
         assert!(!tcp.ok && !udp.ok && !ping.ok, "{ip}: {tcp:?} {udp:?} {ping:?}");
         lab.settle();
         assert_eq!(lab.sniffer.escapes(mark)?, [], "{ip}");
+    }
+    Ok(())
+}
+
+/// A socket of `shop/cart`, bound to a port.
+fn bound(lab: &Lab, ip: IpAddr, port: u16) -> Result<UdpSocket> {
+    lab.cart.netns.run(|| {
+        cgroup::inside(&lab.cart.cgroup, || {
+            let any: IpAddr = if ip.is_ipv4() {
+                Ipv4Addr::UNSPECIFIED.into()
+            } else {
+                Ipv6Addr::UNSPECIFIED.into()
+            };
+            let socket = UdpSocket::bind((any, port))?;
+            socket.set_read_timeout(Some(Duration::from_millis(600)))?;
+            Ok(socket)
+        })
+    })
+}
+
+/// Whether somebody answers.
+fn answered(socket: &UdpSocket, to: IpAddr, port: u16) -> bool {
+    socket.send_to(b"question", (to, port)).is_ok() && socket.recv_from(&mut [0; 16]).is_ok()
+}
+
+/// A datagram from outside, and whether the pod's own to where it came from leaves the node.
+fn replied(lab: &Lab, socket: &UdpSocket, from: (IpAddr, u16), to: (IpAddr, u16)) -> Result<bool> {
+    lab.internet.run(|| Ok(UdpSocket::bind(from)?.send_to(b"question", to).map(drop)?))?;
+    socket.recv_from(&mut [0; 16]).context("the question")?;
+    let mark = lab.sniffer.mark();
+    let _ = socket.send_to(b"answer", from);
+    lab.settle();
+    Ok(!lab.sniffer.escapes_to(mark, from.0)?.is_empty())
+}
+
+#[test]
+fn an_answer_to_another_node_is_no_tunnel() -> Result<()> {
+    let scenario = Scenario::new("enforce")?;
+    let lab = &scenario.lab;
+    let ips = ROUTER.both().map(|ip| format!("{{type: InternalIP, address: \"{ip}\"}}"));
+    let node = format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: node-b}}\nstatus: {{addresses: [{}]}}\n",
+        ips.join(", ")
+    );
+    manifests::replace(&lab.file("registry/node-b.yaml"), &node)?;
+    scenario.change_policy("  mode:", "  denyResponse: Drop\n  mode:")?;
+    for (ip, own) in ROUTER.both().into_iter().zip(pod(CART.host).both()) {
+        let socket = bound(lab, ip, 7777)?;
+        assert!(replied(lab, &socket, (ip, 8473), (own, 7777))?, "{ip}: a node is answered");
+        // As if the node's end of a tunnel had spoken, whoever forged that.
+        assert!(!replied(lab, &socket, (ip, 8472), (own, 7777))?, "{ip}: a way into its tunnel");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_audit_let_be_answered_is_denied_once_enforced() -> Result<()> {
+    let scenario = Scenario::new("audit")?;
+    let lab = &scenario.lab;
+    let node = Place { netns: Some(&lab.node), ..Place::default() };
+    let _served = scenario.server(&node, "udp", 9400)?;
+    let mut sockets = Vec::new();
+    for ip in NODE.both() {
+        let socket = bound(lab, ip, 6000)?;
+        assert!(answered(&socket, ip, 9400) && answered(&socket, ip, 9400), "{ip}: in audit");
+        sockets.push((ip, socket));
+    }
+    scenario.change_policy("mode: audit", "mode: enforce")?;
+    for (ip, socket) in sockets {
+        assert!(!answered(&socket, ip, 9400), "{ip}: it goes on");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_remote_that_is_withdrawn_is_answered_no_more() -> Result<()> {
+    let scenario = Scenario::new("enforce")?;
+    let lab = &scenario.lab;
+    let inbound =
+        ROUTER.both().map(|ip| format!("\"{ip}/{}\"", if ip.is_ipv4() { 32 } else { 128 }));
+    let inbound = format!("  inboundRanges: [{}]\n  mode:", inbound.join(", "));
+    scenario.change_policy("  mode:", &inbound)?;
+    let mut sockets = Vec::new();
+    for (ip, own) in ROUTER.both().into_iter().zip(pod(CART.host).both()) {
+        let socket = bound(lab, ip, 6100)?;
+        assert!(replied(lab, &socket, (ip, 40001), (own, 6100))?, "{ip}: a remote is answered");
+        sockets.push((ip, socket));
+    }
+    scenario.change_policy(&inbound, "  mode:")?;
+    for (ip, socket) in &sockets {
+        let mark = lab.sniffer.mark();
+        let _ = socket.send_to(b"answer", (*ip, 40001));
+        lab.settle();
+        assert_eq!(lab.sniffer.escapes_to(mark, *ip)?, [], "{ip}: withdrawn");
     }
     Ok(())
 }

@@ -1,11 +1,14 @@
 //! Services that end elsewhere than they seem: judged on the uplink, by where they really go.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use egress_tests::address::{Dual, NODE, STRIPE, pod};
+use egress_tests::cgroup;
 use egress_tests::lab::LEDGER;
 use egress_tests::manifests;
+use egress_tests::netns::sysctl;
 use egress_tests::process::{Place, nft};
 use egress_tests::scenario::{Scenario, to};
 
@@ -16,6 +19,28 @@ const LOCAL: Dual = Dual::new([10, 96, 7, 3], [0xfd00, 0x96, 0, 0, 0, 0, 7, 3]);
 /// Where the remote pod is, behind the uplink.
 const OTHER_NODE_POD: Dual = Dual::new([10, 244, 9, 9], [0xfd00, 0x244, 9, 0, 0, 0, 0, 9]);
 const NODE_PORT: u16 = 30443;
+
+/// Where kube-proxy's table leads these, by family and with the words for their ports.
+fn rules(services: &[(Dual, Dual)], more: [&str; 2]) -> String {
+    let table = |family: &str, pick: usize, more: &str| {
+        let lead = |(service, end): &(Dual, Dual)| {
+            let (service, end) = (service.both()[pick], to(end.both()[pick], 9000));
+            format!(
+                "{family} daddr {service} meta l4proto {{tcp, udp}} th dport 443 dnat to {end}\n"
+            )
+        };
+        let rules: String = services.iter().map(lead).collect();
+        format!(
+            "table {family} services {{\n\
+             chain prerouting {{\n\
+             type nat hook prerouting priority dstnat;\n\
+             {rules}{more}\
+             }}\n\
+             }}\n"
+        )
+    };
+    table("ip", 0, more[0]) + &table("ip6", 1, more[1])
+}
 
 /// The cluster with kube-proxy's translation in the node's namespace.
 fn translated(mode: &str) -> Result<Scenario> {
@@ -30,31 +55,13 @@ fn translated(mode: &str) -> Result<Scenario> {
         egress_tests::address::ROUTER.v4,
         egress_tests::address::ROUTER.v6
     ))?;
-    let mut rules = String::new();
-    for (family, pick) in [("ip", 0usize), ("ip6", 1)] {
-        let ip = |dual: Dual| dual.both()[pick].to_string();
-        let at = |dual: Dual| to(dual.both()[pick], 9000);
-        let ledger = pod(LEDGER.host);
-        rules.push_str(&format!(
-            "table {family} services {{\n\
-               chain prerouting {{\n\
-               type nat hook prerouting priority dstnat;\n\
-               {family} daddr {} meta l4proto {{tcp, udp}} th dport 443 dnat to {}\n\
-               {family} daddr {} meta l4proto {{tcp, udp}} th dport 443 dnat to {}\n\
-               {family} daddr {} meta l4proto {{tcp, udp}} th dport 443 dnat to {}\n\
-               {family} daddr {} tcp dport {NODE_PORT} dnat to {}\n\
-             }}\n\
-             }}\n",
-            ip(OUTSIDE),
-            at(STRIPE),
-            ip(REMOTE),
-            at(OTHER_NODE_POD),
-            ip(LOCAL),
-            at(ledger),
-            ip(NODE),
-            at(STRIPE),
-        ));
-    }
+    let [v4, v6] = [0, 1].map(|pick| {
+        let end = to(STRIPE.both()[pick], 9000);
+        let family = ["ip", "ip6"][pick];
+        format!("{family} daddr {} tcp dport {NODE_PORT} dnat to {end}\n", NODE.both()[pick])
+    });
+    let services = [(OUTSIDE, STRIPE), (REMOTE, OTHER_NODE_POD), (LOCAL, pod(LEDGER.host))];
+    let rules = rules(&services, [&v4, &v6]);
     nft(&Place { netns: Some(&lab.node), ..Place::default() }, &rules)?;
     let other_node = "apiVersion: v1\nkind: Node\nmetadata: {name: node-b}\n\
                       spec: {podCIDRs: [10.244.9.0/24, \"fd00:244:9::/64\"]}\n";
@@ -115,6 +122,56 @@ fn services_that_end_in_the_cluster_are_reached() -> Result<()> {
     for ip in REMOTE.both() {
         let (answered, _) = scenario.judged(&lab.cart.place(), &["udp", &to(ip, 443), "--wait"])?;
         assert!(answered.ok || answered.error == "ECONNREFUSED", "{ip}: {answered:?}");
+    }
+    Ok(())
+}
+
+/// A Service answers with its own address. That is no remote that opened a flow, or the pod could go
+/// on as if answering when the Service leads elsewhere, by a way that nobody judges twice.
+#[test]
+fn what_a_service_answered_is_judged_again_when_it_leads_outside() -> Result<()> {
+    let scenario = translated("enforce")?;
+    let lab = &scenario.lab;
+    let ips = LOCAL.both().map(|ip| format!("\"{ip}\"")).join(", ");
+    let service = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: ledger, namespace: bank}}\n\
+         spec: {{clusterIP: {}, clusterIPs: [{ips}], ports: [{{port: 443, protocol: UDP}}]}}\n",
+        LOCAL.v4
+    );
+    manifests::replace(&lab.file("registry/service.yaml"), &service)?;
+    lab.node.run(|| {
+        sysctl("net/netfilter/nf_conntrack_udp_timeout", "1")?;
+        sysctl("net/netfilter/nf_conntrack_udp_timeout_stream", "1")
+    })?;
+    std::thread::sleep(Duration::from_secs(1));
+    let _ledger = scenario.server(&lab.ledger.place(), "udp", 9000)?;
+    let mut asking = Vec::new();
+    for ip in LOCAL.both() {
+        let socket = lab.cart.netns.run(|| {
+            cgroup::inside(&lab.cart.cgroup, || {
+                let any = if ip.is_ipv4() { "0.0.0.0:5555" } else { "[::]:5555" };
+                let socket = UdpSocket::bind(any)?;
+                socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+                socket.send_to(b"one", (ip, 443))?;
+                socket.recv_from(&mut [0; 16]).with_context(|| format!("{ip} answers"))?;
+                Ok(socket)
+            })
+        })?;
+        asking.push((ip, socket));
+    }
+    let elsewhere = rules(&[(LOCAL, STRIPE)], ["", ""]);
+    let node = Place { netns: Some(&lab.node), ..Place::default() };
+    nft(&node, &format!("flush ruleset\n{elsewhere}"))?;
+    // Until the node's translation has forgotten the flow.
+    std::thread::sleep(Duration::from_secs(3));
+    for (ip, socket) in asking {
+        let mark = lab.sniffer.mark();
+        let before = scenario.samples()?;
+        let _ = socket.send_to(b"two", (ip, 443));
+        lab.settle();
+        assert_eq!(lab.sniffer.escapes(mark)?, [], "{ip}");
+        let told = ["egress_node_drops_total", "reason=\"hidden_external\""];
+        assert!(scenario.rise(&before, &told)? >= 1.0, "{ip}: not told");
     }
     Ok(())
 }

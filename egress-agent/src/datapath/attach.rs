@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use egress_common::state::Config;
 use nix::libc;
 
-use super::diff::diff;
+use super::diff::{diff, tightened};
 use super::load::{
     CGROUP_HOOKS, Hook, INTERFACE_HOOKS, Loaded, Logger, PEER_HOOKS, Program, UPLINK_HOOK,
     pinned_program,
@@ -333,6 +333,7 @@ fn write(maps: &mut Maps, tables: &Tables, may_remove: bool) -> Result<Applied, 
     let actual = maps.actual()?;
     let plan = diff(&actual, tables, may_remove, maps.capacities())?;
     maps.write(&plan)?;
+    maps.forget_datagrams(&tightened(&actual, tables))?;
     let Config { generation, .. } = plan.config.unwrap_or(actual.config);
     Ok(Applied {
         generation,

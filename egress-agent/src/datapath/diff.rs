@@ -1,11 +1,11 @@
 //! What must change: pure, ordered, and refused whole when it does not fit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use egress_common::Mode;
-use egress_common::key::{AddressKey, ExactKey, ExceptionKey, PolicyId, RangeKey};
+use egress_common::key::{AddressKey, ExactKey, ExceptionKey, PodId, PolicyId, RangeKey};
 use egress_common::redirect::{RedirectKey, RedirectTo};
 use egress_common::state::{Config, Exact, Exception, Pod, Policy, Range};
+use egress_common::{Mode, Subject};
 
 use crate::policy::Tables;
 
@@ -182,6 +182,31 @@ fn freed(old: &Pod, new: &Pod) -> bool {
 fn lowered(old: &Policy, new: &Policy) -> bool {
     let mode = |policy: &Policy| Mode::from_number(policy.mode).unwrap_or(Mode::Enforce);
     mode(new) < mode(old)
+}
+
+/// Pods that may do less than before, under every number that their flows may have: a policy has
+/// come, become another one (each set of exceptions makes one), or become stricter.
+pub(super) fn tightened(actual: &Tables, desired: &Tables) -> BTreeSet<PodId> {
+    let mode = |tables: &Tables, pod: &Pod| {
+        Subject::of(pod, tables.policies.get(&pod.policy), &Config::default(), 0).mode
+    };
+    let stricter = |old: Option<&Pod>, new: &Pod| match old.filter(|old| old.id == new.id) {
+        _ if new.policy == PolicyId::NONE => false,
+        Some(old) => old.policy != new.policy || mode(actual, old) < mode(desired, new),
+        None => true,
+    };
+    let mut pods = BTreeSet::new();
+    for (cgroup, new) in &desired.pods {
+        if stricter(actual.pods.get(cgroup), new) {
+            pods.extend([PodId::of_cgroup(*cgroup), new.id]);
+        }
+    }
+    for (ifindex, new) in &desired.interfaces {
+        if stricter(actual.interfaces.get(ifindex), new) {
+            pods.insert(new.id);
+        }
+    }
+    pods
 }
 
 fn table<K: Ord + Copy, V: PartialEq + Copy>(

@@ -192,6 +192,21 @@ impl Maps {
         Ok(gone.len())
     }
 
+    /// Forgets what these pods have open without a connection. While they might do more, their own
+    /// datagrams may have been answered, and nothing tells such a flow from one that a remote opened:
+    /// that one comes back with its next datagram.
+    pub(super) fn forget_datagrams(&mut self, pods: &BTreeSet<PodId>) -> Result<(), DatapathError> {
+        let known: BTreeSet<PodId> = in_map("HANDS", self.hands.keys().collect())?;
+        if pods.is_disjoint(&known) {
+            return Ok(());
+        }
+        let flows: Vec<ReplyKey> = in_map("REPLIES", self.replies.keys().collect())?;
+        for flow in flows.iter().filter(|flow| !flow.is_tcp() && pods.contains(&flow.pod())) {
+            absent_is_removed("REPLIES", self.replies.remove(flow))?;
+        }
+        Ok(())
+    }
+
     /// Indices of the interfaces the kernel knows a pod for.
     pub(super) fn interfaces(&self) -> Result<BTreeSet<u32>, DatapathError> {
         in_map("INTERFACES", self.interfaces.keys().collect())

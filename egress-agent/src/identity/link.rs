@@ -16,7 +16,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket};
 use tokio::sync::Notify;
@@ -81,24 +81,49 @@ impl End {
     }
 }
 
-/// Addresses of this namespace's own interfaces, loopback's and link-local ones left out.
+/// Addresses of this namespace's own interfaces, loopback's and link-local ones left out. What lies
+/// on a dummy device is no address of a service that runs here: there kube-proxy in mode IPVS
+/// gathers the addresses of all Services, wherever they lead.
 ///
 /// # Errors
 /// When the kernel does not answer.
 pub fn addresses() -> Result<BTreeSet<IpAddr>, IdentityError> {
-    let mut own = routed(&dump_addresses(None)?);
+    let dummies: BTreeSet<u32> = dump_links(None)?.iter().filter_map(dummy).collect();
+    let addresses = dump_addresses(None)?;
+    let on_wire = addresses.iter().filter(|message| !dummies.contains(&message.header.index));
+    let mut own = routed(on_wire);
     own.retain(|ip| !ip.is_loopback());
     Ok(own)
 }
 
+/// The index of a link, where it is a dummy device.
+fn dummy(link: &LinkMessage) -> Option<u32> {
+    let is_dummy = |attribute: &LinkAttribute| match attribute {
+        LinkAttribute::LinkInfo(parts) => parts.contains(&LinkInfo::Kind(InfoKind::Dummy)),
+        _ => false,
+    };
+    link.attributes.iter().any(is_dummy).then_some(link.header.index)
+}
+
 /// The local addresses in these messages that are not link-local.
 fn routed<'a>(messages: impl IntoIterator<Item = &'a AddressMessage>) -> BTreeSet<IpAddr> {
-    let attributes = messages.into_iter().flat_map(|message| &message.attributes);
-    let ips = attributes.filter_map(|attribute| match attribute {
-        AddressAttribute::Address(ip) => Some(*ip),
+    let ips = messages.into_iter().filter_map(local);
+    ips.filter(|ip| !egress_common::Addr::from(*ip).is_link_local()).collect()
+}
+
+/// The address of this end: where the other end has one too, `Address` is that one's.
+fn local(message: &AddressMessage) -> Option<IpAddr> {
+    let attributes = message.attributes.iter();
+    let own = attributes.clone().find_map(|attribute| match attribute {
+        AddressAttribute::Local(ip) => Some(*ip),
         _ => None,
     });
-    ips.filter(|ip| !egress_common::Addr::from(*ip).is_link_local()).collect()
+    own.or_else(|| {
+        attributes.clone().find_map(|attribute| match attribute {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        })
+    })
 }
 
 fn dump_links(namespace: Option<i32>) -> Result<Vec<LinkMessage>, IdentityError> {

@@ -82,6 +82,13 @@ impl Table {
         self.ranges.push((POLICY, addr(net), len, Range { kinds, exceptions: 0 }));
         self
     }
+    /// A flow that this remote opened, and may be answered on.
+    fn open(&mut self, pod: PodId, remote: &str, port: u16, local: u16, protocol: u8) {
+        let policy = if pod == PodId::UNKNOWN { PolicyId::NONE } else { POLICY };
+        let kinds = self.range(&RangeKey { policy, addr: addr(remote) }).kinds | range::INBOUND;
+        self.ranges.push((policy, addr(remote), 128, Range { kinds, exceptions: 0 }));
+        self.replies.push(ReplyKey::new(pod, addr(remote), port, local, protocol));
+    }
     fn with_exception(mut self, net: &str, len: u32, key: ExceptionKey, expires: u64) -> Self {
         self.ranges.push((POLICY, addr(net), len, Range { kinds: 0, exceptions: key.set() }));
         self.exceptions.insert(key, Exception { expires });
@@ -191,8 +198,7 @@ fn line_00_an_unlearned_pod_answers_what_was_opened_from_outside() {
     let mut table = cluster();
     // The pod is not known: the hook knows whose flows to look among.
     for protocol in [6, 17] {
-        let key = ReplyKey::new(PodId::UNKNOWN, addr("10.0.0.77"), 40001, 80, protocol);
-        table.replies.push(key);
+        table.open(PodId::UNKNOWN, "10.0.0.77", 40001, 80, protocol);
     }
     let answer = |protocol| Packet {
         src_port: 80,
@@ -200,8 +206,8 @@ fn line_00_an_unlearned_pod_answers_what_was_opened_from_outside() {
         ..at(Hook::Wall, packet(protocol, "10.0.0.77", 40001))
     };
     let unknown = Subject { pod: PodId::UNKNOWN, ..unknown() };
-    judged(&unknown, &answer(6), &table, 6, Reason::Reply);
-    judged(&unknown, &answer(17), &table, 6, Reason::Reply);
+    judged(&unknown, &answer(6), &table, 7, Reason::Reply);
+    judged(&unknown, &answer(17), &table, 7, Reason::Reply);
     let opening = Packet { tcp_flags: tcp::SYN, ..answer(6) };
     judged(&unknown, &opening, &table, 0, Reason::UnknownPod);
     judged(&unknown, &Packet { dst_port: 40002, ..answer(17) }, &table, 0, Reason::UnknownPod);
@@ -310,7 +316,7 @@ fn line_03_fragments_go_only_to_plain_addresses_of_the_cluster() {
     ruled(&forged, &cluster(), 4, Reason::SpoofedSource);
     // No port is known: neither a reply nor an exact entry can match.
     let mut table = cluster();
-    table.replies.push(ReplyKey::new(PodId(1), addr("203.0.113.10"), 0, 0, 17));
+    table.open(PodId(1), "203.0.113.10", 0, 0, 17);
     ruled(&fragment("203.0.113.10"), &table, 3, Reason::Fragment);
 }
 
@@ -427,80 +433,129 @@ fn line_05_link_local_is_denied_unless_it_is_named() {
     let node_dns = cluster().with_exact("169.254.20.10", 17, 53, Exact::plain(Target::Resolver));
     ruled(&packet(17, "169.254.20.10", 53), &node_dns, 8, Reason::Resolver);
     ruled(&packet(17, "169.254.20.10", 54), &node_dns, 5, Reason::Protocol);
-    ruled(&syn("169.254.169.254", 80), &cluster(), 7, Reason::Metadata);
+    ruled(&syn("169.254.169.254", 80), &cluster(), 6, Reason::Metadata);
 }
 
 #[test]
-fn line_06_answers_to_tracked_flows_are_allowed() {
+fn line_07_answers_to_tracked_flows_are_allowed() {
     let mut table = cluster();
-    let remote = addr("198.51.100.7");
     for protocol in [6, 17] {
-        table.replies.push(ReplyKey::new(PodId(1), remote, 40001, 80, protocol));
+        table.open(PodId(1), "198.51.100.7", 40001, 80, protocol);
     }
     let answer = |protocol, flags| Packet {
         src_port: 80,
         tcp_flags: flags,
         ..packet(protocol, "198.51.100.7", 40001)
     };
-    ruled(&answer(6, tcp::SYN | tcp::ACK), &table, 6, Reason::Reply);
-    ruled(&answer(6, tcp::ACK), &table, 6, Reason::Reply);
-    ruled(&answer(17, 0), &table, 6, Reason::Reply);
+    ruled(&answer(6, tcp::SYN | tcp::ACK), &table, 7, Reason::Reply);
+    ruled(&answer(6, tcp::ACK), &table, 7, Reason::Reply);
+    ruled(&answer(17, 0), &table, 7, Reason::Reply);
     // Never what opens a connection, another port, another protocol or another pod.
     ruled(&answer(6, tcp::SYN), &table, 13, Reason::NotGateway);
     ruled(&Packet { src_port: 81, ..answer(17, 0) }, &table, 13, Reason::NotGateway);
     ruled(&Packet { dst_port: 40002, ..answer(17, 0) }, &table, 13, Reason::NotGateway);
     judged(&Subject { pod: PodId(2), ..pod() }, &answer(17, 0), &table, 13, Reason::NotGateway);
     // A datagram sent to an address is an answer too; a connect for TCP never is.
-    ruled(&at(Hook::Sendmsg4, answer(17, 0)), &table, 6, Reason::Reply);
+    ruled(&at(Hook::Sendmsg4, answer(17, 0)), &table, 7, Reason::Reply);
     ruled(&at(Hook::Connect4, answer(6, 0)), &table, 13, Reason::NotGateway);
 }
 
 #[test]
-fn line_06_icmp_answers_only_tracked_flows() {
+fn line_07_a_remote_that_may_not_be_answered_any_more_is_not() {
     let mut table = cluster();
-    let remote = addr("198.51.100.7");
-    table.replies.push(ReplyKey::new(PodId(1), remote, 77, 0, 1));
-    table.replies.push(ReplyKey::new(PodId(1), remote, 40001, 80, 17));
+    table.replies.push(ReplyKey::new(PodId(1), addr("198.51.100.7"), 40001, 80, 17));
+    let answer = Packet { src_port: 80, ..packet(17, "198.51.100.7", 40001) };
+    ruled(&answer, &table, 13, Reason::NotGateway);
+    table.open(PodId(1), "198.51.100.7", 40001, 80, 17);
+    ruled(&answer, &table, 7, Reason::Reply);
+    // Nor by a pod that nobody knows.
+    let unknown = Subject { pod: PodId::UNKNOWN, ..unknown() };
+    let mut table = cluster();
+    table.replies.push(ReplyKey::new(PodId::UNKNOWN, addr("198.51.100.7"), 40001, 80, 17));
+    judged(&unknown, &at(Hook::Wall, answer), &table, 0, Reason::UnknownPod);
+}
+
+#[test]
+fn line_07_icmp_answers_only_tracked_flows() {
+    let mut table = cluster();
+    table.open(PodId(1), "198.51.100.7", 77, 0, 1);
+    table.open(PodId(1), "198.51.100.7", 40001, 80, 17);
     let icmp = Packet { src_port: 0, ..packet(1, "198.51.100.7", 77) };
-    ruled(&Packet { icmp: Icmp::EchoReply, ..icmp }, &table, 6, Reason::Reply);
+    ruled(&Packet { icmp: Icmp::EchoReply, ..icmp }, &table, 7, Reason::Reply);
     ruled(&Packet { icmp: Icmp::EchoRequest, ..icmp }, &table, 13, Reason::Protocol);
     ruled(&Packet { icmp: Icmp::Other, ..icmp }, &table, 13, Reason::Protocol);
     ruled(&Packet { icmp: Icmp::EchoReply, dst_port: 78, ..icmp }, &table, 13, Reason::Protocol);
     let error =
         Packet { icmp: Icmp::Error, flow_protocol: 17, dst_port: 40001, src_port: 80, ..icmp };
-    ruled(&error, &table, 6, Reason::Reply);
+    ruled(&error, &table, 7, Reason::Reply);
     ruled(&Packet { flow_protocol: 6, ..error }, &table, 13, Reason::Protocol);
 }
 
 #[test]
-fn line_07_metadata_and_mesh_addresses_are_denied_before_any_allowance() {
+fn line_06_metadata_and_mesh_addresses_are_denied_before_any_allowance() {
     let table = cluster()
         .with_exact("169.254.169.254", 6, 80, Exact::plain(Target::Infrastructure))
         .with_exact("240.240.0.1", 6, 443, Exact::gateway(GATEWAY, false));
-    ruled(&syn("169.254.169.254", 80), &table, 7, Reason::Metadata);
-    ruled(&syn("fd00:ec2::254", 80), &table, 7, Reason::Metadata);
-    ruled(&syn("240.240.0.1", 443), &table, 7, Reason::MeshVip);
-    ruled(&syn("2001:2::1", 443), &table, 7, Reason::MeshVip);
+    ruled(&syn("169.254.169.254", 80), &table, 6, Reason::Metadata);
+    ruled(&syn("fd00:ec2::254", 80), &table, 6, Reason::Metadata);
+    ruled(&syn("240.240.0.1", 443), &table, 6, Reason::MeshVip);
+    ruled(&syn("2001:2::1", 443), &table, 6, Reason::MeshVip);
 }
 
 #[test]
-fn line_07_tunnels_to_nodes_are_denied_before_any_allowance() {
+fn line_06_tunnels_to_nodes_are_denied_before_any_allowance() {
     for port in [4789, 8472, 6081, 51820] {
         let table = cluster().with_exact("10.0.9.1", 17, port, Exact::plain(Target::Node));
-        ruled(&packet(17, "10.0.9.1", port), &table, 7, Reason::Tunnel);
+        ruled(&packet(17, "10.0.9.1", port), &table, 6, Reason::Tunnel);
         ruled(&packet(17, "10.0.1.4", port), &table, 11, Reason::Cluster);
         ruled(&syn("10.0.9.1", port), &cluster(), 11, Reason::Node);
     }
     for protocol in [4, 41, 47] {
-        ruled(&packet(protocol, "10.0.9.1", 0), &cluster(), 7, Reason::Tunnel);
+        ruled(&packet(protocol, "10.0.9.1", 0), &cluster(), 6, Reason::Tunnel);
     }
     ruled(&packet(17, "10.0.9.1", 4790), &cluster(), 11, Reason::Node);
 }
 
 #[test]
-fn line_07_service_ports_that_end_outside_are_denied() {
+fn line_06_not_even_an_answer_is_a_tunnel_or_a_hidden_way_out() {
+    let mut table =
+        cluster().with_exact("10.0.0.50", 17, 443, Exact::plain(Target::HiddenExternal));
+    table.open(PodId(1), "10.0.9.1", 8472, 80, 17);
+    table.open(PodId(1), "10.0.9.1", 8473, 80, 17);
+    table.open(PodId(1), "10.0.0.50", 443, 80, 17);
+    let answer = |dst: &str, port| Packet { src_port: 80, ..packet(17, dst, port) };
+    ruled(&answer("10.0.9.1", 8473), &table, 7, Reason::Reply);
+    ruled(&answer("10.0.9.1", 8472), &table, 6, Reason::Tunnel);
+    ruled(&answer("10.0.0.50", 443), &table, 6, Reason::HiddenExternal);
+    table.open(PodId::UNKNOWN, "10.0.9.1", 8472, 80, 17);
+    let unknown = Subject { pod: PodId::UNKNOWN, ..unknown() };
+    let forged = at(Hook::Wall, answer("10.0.9.1", 8472));
+    judged(&unknown, &forged, &table, 0, Reason::UnknownPod);
+}
+
+#[test]
+fn line_06_a_pod_on_the_nodes_network_opens_no_tunnel_on_its_own_node() {
+    let table = cluster().with_range("192.0.2.1", 128, range::THIS_NODE);
+    let unaddressed = Subject { v4: Addr::UNSPECIFIED, v6: Addr::UNSPECIFIED, ..pod() };
+    let on_host = Subject { flags: crate::state::Pod::HOST, ..unaddressed };
+    let over_lo = |packet| Packet { on_loopback: true, ..at(Hook::Wall, packet) };
+    for (protocol, port) in [(17, 4789), (17, 8472), (17, 6081), (17, 51820), (4, 0), (47, 0)] {
+        for dst in ["127.0.0.1", "192.0.2.1", "::1"] {
+            let inner = packet(protocol, dst, port);
+            judged(&on_host, &over_lo(inner), &table, 6, Reason::Tunnel);
+            judged(&on_host, &at(Hook::Sendmsg4, inner), &table, 6, Reason::Tunnel);
+            // In a namespace of its own nobody unwraps.
+            judged(&pod(), &over_lo(inner), &table, 5, Reason::Local);
+        }
+    }
+    judged(&on_host, &over_lo(packet(17, "127.0.0.1", 8473)), &table, 5, Reason::Local);
+    judged(&on_host, &over_lo(syn("127.0.0.1", 8472)), &table, 5, Reason::Local);
+}
+
+#[test]
+fn line_06_service_ports_that_end_outside_are_denied() {
     let table = cluster().with_exact("10.0.0.50", 6, 443, Exact::plain(Target::HiddenExternal));
-    ruled(&syn("10.0.0.50", 443), &table, 7, Reason::HiddenExternal);
+    ruled(&syn("10.0.0.50", 443), &table, 6, Reason::HiddenExternal);
     ruled(&syn("10.0.0.50", 80), &table, 11, Reason::Cluster);
 }
 
@@ -605,6 +660,20 @@ fn line_12_exceptions_hold_until_they_expire() {
 }
 
 #[test]
+fn line_12_an_exception_explains_answers_a_little_longer() {
+    let key = ExceptionKey::new(3, 17, 443);
+    let late = |expires| {
+        let table = cluster().with_exception("198.51.100.0", 120, key, expires);
+        lately_excepted(17, 443, 3, &table)
+    };
+    assert!(late(NOW + 1) && late(NOW) && late(NOW - 999));
+    assert!(!late(0));
+    let table = cluster().with_exception("198.51.100.0", 120, key, NOW);
+    assert!(!lately_excepted(17, 444, 3, &table) && !lately_excepted(6, 443, 3, &table));
+    assert!(!lately_excepted(17, 443, 0, &table));
+}
+
+#[test]
 fn line_13_everything_else_is_denied() {
     ruled(&syn("203.0.113.10", 443), &cluster(), 13, Reason::NotGateway);
     ruled(&packet(17, "2001:db8::1", 443), &cluster(), 13, Reason::NotGateway);
@@ -617,7 +686,7 @@ fn line_13_everything_else_is_denied() {
 fn line_14_a_stale_policy_denies_what_is_new() {
     let stale = Subject { deny_new: true, ..pod() };
     let mut table = cluster().with_exact("10.0.2.2", 6, 8443, Exact::gateway(GATEWAY, false));
-    table.replies.push(ReplyKey::new(PodId(1), addr("198.51.100.7"), 40001, 80, 17));
+    table.open(PodId(1), "198.51.100.7", 40001, 80, 17);
     judged(&stale, &syn("10.0.2.2", 8443), &table, 14, Reason::PolicyStale);
     assert_eq!(decide(&stale, &syn("10.0.2.2", 8443), &table).gateway, GATEWAY);
     judged(&stale, &packet(17, "10.0.1.4", 80), &table, 14, Reason::PolicyStale);
@@ -634,7 +703,7 @@ fn line_14_a_stale_policy_denies_what_is_new() {
         &stale,
         &Packet { src_port: 80, ..packet(17, "198.51.100.7", 40001) },
         &table,
-        6,
+        7,
         Reason::Reply,
     );
     judged(&stale, &syn("10.0.1.2", 80), &table, 5, Reason::Local);
@@ -646,7 +715,7 @@ fn line_15_an_allowed_destination_is_the_pods_own_sockets_alone() {
     let mut table = cluster()
         .with_exact("10.0.2.2", 6, 8443, Exact::gateway(GATEWAY, false))
         .with_exact("10.0.0.10", 17, 53, Exact::plain(Target::Resolver));
-    table.replies.push(ReplyKey::new(PodId(1), addr("198.51.100.7"), 40001, 80, 17));
+    table.open(PodId(1), "198.51.100.7", 40001, 80, 17);
     table.foreign = true;
     ruled(&syn("10.0.2.2", 8443), &table, 15, Reason::ForeignSocket);
     assert_eq!(decide(&pod(), &syn("10.0.2.2", 8443), &table).gateway, GATEWAY);
@@ -658,7 +727,7 @@ fn line_15_an_allowed_destination_is_the_pods_own_sockets_alone() {
     ruled(&ack, &table, 9, Reason::Gateway);
     ruled(&packet(1, "10.0.1.4", 0), &table, 11, Reason::Cluster);
     // Answers need no owner, denials keep their reason, other hooks know their socket.
-    ruled(&Packet { src_port: 80, ..packet(17, "198.51.100.7", 40001) }, &table, 6, Reason::Reply);
+    ruled(&Packet { src_port: 80, ..packet(17, "198.51.100.7", 40001) }, &table, 7, Reason::Reply);
     ruled(&syn("203.0.113.10", 443), &table, 13, Reason::NotGateway);
     ruled(&at(Hook::Wall, syn("10.0.2.2", 8443)), &table, 9, Reason::Gateway);
 }

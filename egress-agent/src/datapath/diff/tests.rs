@@ -151,3 +151,31 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn pods_that_may_do_less_are_told_by_every_number_of_their_flows() {
+    let with = |number, mode, flags| {
+        let mut tables = Tables::default();
+        tables.policies.insert(PolicyId(1), policy(mode));
+        tables.policies.insert(PolicyId(2), policy(mode));
+        tables.pods.insert(70, Pod { flags, ..pod(number) });
+        tables.interfaces.insert(4, Pod { flags, ..pod(number) });
+        tables
+    };
+    let both = BTreeSet::from([PodId(1), PodId::of_cgroup(70)]);
+    let audit = with(1, Mode::Audit, 0);
+    let enforce = with(1, Mode::Enforce, 0);
+    assert_eq!(tightened(&audit, &enforce), both);
+    assert_eq!(tightened(&with(1, Mode::Enforce, Pod::AUDITED), &enforce), both);
+    assert_eq!(tightened(&with(2, Mode::Enforce, 0), &enforce), both);
+    assert_eq!(tightened(&with(0, Mode::Enforce, 0), &enforce), both);
+    assert_eq!(tightened(&Tables::default(), &enforce), both);
+    for (old, new) in [
+        (&enforce, &enforce),
+        (&enforce, &audit),
+        (&enforce, &with(0, Mode::Enforce, 0)),
+        (&enforce, &Tables::default()),
+    ] {
+        assert_eq!(tightened(old, new), BTreeSet::new());
+    }
+}

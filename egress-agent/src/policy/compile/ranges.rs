@@ -32,6 +32,8 @@ const ALL_V4: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
 /// What is true of one prefix by itself.
 struct Own<'a> {
     kinds: u32,
+    /// Kinds that nothing inside has, whatever another prefix says.
+    barred: u32,
     exceptions: Vec<&'a EgressException>,
     origin: Origin,
 }
@@ -59,6 +61,7 @@ pub(super) fn add_remotes_of_unknown_pods(
         prefixes.mark(*net, range::INBOUND, &configured("cluster ranges"));
     }
     prefixes.mark_remotes(facts);
+    prefixes.bar_services(facts);
     enter(PolicyId::NONE, &prefixes.0, node, desired);
 }
 
@@ -71,7 +74,8 @@ fn enter(
 ) {
     for (net, own) in prefixes {
         let covering = || supernets(*net).filter_map(|net| prefixes.get(&net));
-        let kinds = covering().fold(0, |kinds, own| kinds | own.kinds);
+        let kinds = covering().fold(0, |kinds, own| kinds | own.kinds)
+            & !covering().fold(0, |barred, own| barred | own.barred);
         let exceptions: Vec<&EgressException> =
             covering().flat_map(|own| &own.exceptions).copied().collect();
         let exceptions = exception_set(&exceptions, node, desired);
@@ -127,6 +131,7 @@ fn collect<'a>(
     for exception in &variant.exceptions {
         prefixes.mark(exception.cidr, 0, &exception.origin).exceptions.push(exception);
     }
+    prefixes.bar_services(facts);
     // The trie holds IPv4 as a corner of IPv6: a prefix of IPv6 wide enough to cover it says
     // nothing about IPv4.
     if prefixes.0.keys().any(covers_all_v4) {
@@ -151,8 +156,28 @@ impl<'a> Prefixes<'a> {
         }
     }
 
+    /// No remote has a Service's address: only answers carry one, to what the pod itself sent there.
+    /// A flow opened "from" it would be the pod's own way to wherever the Service leads next.
+    fn bar_services(&mut self, facts: &Facts<'_>) {
+        let ranges = &facts.snapshot.service_ranges;
+        for net in ranges {
+            self.mark(*net, 0, &configured("service ranges")).barred |= range::INBOUND;
+        }
+        for service in facts.snapshot.services.values() {
+            for net in service.cluster_ips.iter().map(|ip| host(*ip)) {
+                let known = ranges.iter().any(|range| canonical(*range).contains(&net));
+                let answered = |net| {
+                    self.0.get(&net).is_some_and(|own: &Own<'_>| own.kinds & range::INBOUND != 0)
+                };
+                if !known && supernets(net).any(answered) {
+                    self.mark(net, 0, &service.origin).barred |= range::INBOUND;
+                }
+            }
+        }
+    }
+
     fn mark(&mut self, net: IpNet, kinds: u32, origin: &Origin) -> &mut Own<'a> {
-        let new = || Own { kinds: 0, exceptions: Vec::new(), origin: origin.clone() };
+        let new = || Own { kinds: 0, barred: 0, exceptions: Vec::new(), origin: origin.clone() };
         let own = self.0.entry(canonical(net)).or_insert_with(new);
         own.kinds |= kinds;
         own

@@ -46,6 +46,10 @@ pub(super) fn add(tables: &mut Tables, origins: &mut Origins) {
     for mut prefix in prefixes {
         covering.retain(|wide| masked(prefix.octets, wide.len).octets() == wide.octets);
         prefix.kinds |= covering.iter().fold(0, |kinds, wide| kinds | wide.kinds);
+        // A Service's address differs from what covers it in nothing that matters here.
+        if covering.last().is_some_and(|wide| wide.kinds == prefix.kinds) {
+            continue;
+        }
         let addr = masked(prefix.octets, prefix.len);
         let own = (prefix.len + 32, RangeKey { policy: PolicyId::UPLINK, addr });
         tables.ranges.insert(own, Range { kinds: prefix.kinds, exceptions: 0 });

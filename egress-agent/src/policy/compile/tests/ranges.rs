@@ -118,6 +118,32 @@ fn answers_go_to_the_cluster_nodes_probes_and_named_remotes() {
 }
 
 #[test]
+fn a_services_address_is_nobodys_remote() {
+    let mut world = World::new();
+    world.cluster.ranges = vec![net("10.0.0.0/8"), net("10.96.7.0/24")];
+    world.snapshot.service_ranges = vec![net("10.96.0.0/16")];
+    for (name, ip) in [("bank/known", "10.7.0.9"), ("bank/elsewhere", "192.0.2.9")] {
+        let one = service(name, &[ip], &[("web", 80)]);
+        world.snapshot.services.insert(one.name.clone(), one);
+    }
+    world.policy_mut("shop").inbound_ranges = vec![net("10.96.3.0/24")];
+    let desired = world.compile();
+    for (dst, expected) in [
+        ("10.7.0.8", CLUSTER),
+        ("10.7.0.9", range::CLUSTER),
+        ("10.96.0.1", range::CLUSTER),
+        ("10.96.3.1", range::CLUSTER),
+        ("10.96.7.1", range::CLUSTER),
+        ("192.0.2.9", 0),
+    ] {
+        assert_eq!(kinds(&desired, dst), expected, "{dst}");
+        let unknown = desired.tables.longest(PolicyId::NONE, Addr::from(ip(dst)));
+        let unknown = unknown.map_or(0, |(_, range)| range.kinds);
+        assert_eq!(unknown, expected & INBOUND, "{dst}");
+    }
+}
+
+#[test]
 fn a_wide_prefix_of_ipv6_says_nothing_about_ipv4() {
     for wide in ["::/0", "::/16", "::/80"] {
         let mut world = World::new();
