@@ -99,10 +99,8 @@ pub struct Policy {
     pub on_agent_loss: u8,
     /// Number of a [`DenyResponse`].
     pub deny_response: u8,
-    /// Other than zero where some ports of the outside are redirected ([`crate::redirect`]).
-    pub redirect: u8,
     /// Zero.
-    pub pad: [u8; 4],
+    pub pad: [u8; 5],
     /// Connections of one pod toward gateways.
     pub pod_rate: Rate,
     /// Connections of all pods of one namespace on this node toward gateways.
@@ -116,8 +114,7 @@ impl Policy {
             mode: mode.number(),
             on_agent_loss: on_agent_loss.number(),
             deny_response: DenyResponse::Drop.number(),
-            redirect: 0,
-            pad: [0; 4],
+            pad: [0; 5],
             pod_rate: Rate::NONE,
             namespace_rate: Rate::NONE,
         }
@@ -389,12 +386,10 @@ pub mod loss {
     /// Events not sent because the same decision was reported less than
     /// [`SUPPRESS_NS`](super::SUPPRESS_NS) before; the next event carries their number.
     pub const SUPPRESSED: u32 = 3;
-    /// What a redirected socket asked for could not be remembered: it is told the gateway's address.
-    pub const ORIGINAL: u32 = 4;
     /// Entries of the table.
-    pub const SLOTS: u32 = 5;
+    pub const SLOTS: u32 = 4;
     /// Metric label of each index.
-    pub const NAMES: [&str; 5] = ["ring", "counter", "reply", "suppressed", "original"];
+    pub const NAMES: [&str; SLOTS as usize] = ["ring", "counter", "reply", "suppressed"];
 }
 
 /// Nanoseconds during which a repeated decision of one CPU raises no second event.

@@ -37,10 +37,8 @@ pub struct Subject {
     /// The packet in hand leaves by the interface behind which the boundary was seen to be
     /// ([`Pod::guarded`]); the wall finds out.
     pub guarded: bool,
-    /// Its policy redirects some ports of the outside.
-    pub redirects: bool,
     /// Zero.
-    pub pad: u8,
+    pub pad: [u8; 2],
 }
 
 impl Subject {
@@ -81,8 +79,7 @@ impl Subject {
             answers: policy
                 .is_some_and(|policy| policy.deny_response == DenyResponse::Reset.number()),
             guarded: false,
-            redirects: policy.is_some_and(|policy| policy.redirect != 0),
-            pad: 0,
+            pad: [0; 2],
         }
     }
 
@@ -105,8 +102,7 @@ impl Subject {
             namespace: NamespaceId::UNKNOWN,
             answers: false,
             guarded: false,
-            redirects: false,
-            pad: 0,
+            pad: [0; 2],
         }
     }
 

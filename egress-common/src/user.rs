@@ -3,7 +3,6 @@
 use crate::key::{
     AddressKey, ExactKey, ExceptionKey, GatewayId, NamespaceId, PodId, PolicyId, RangeKey, ReplyKey,
 };
-use crate::redirect::{Original, RedirectKey, RedirectTo};
 use crate::state::{
     BucketKey, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy, Range, Rate,
     Reply, Seen, SeenKey,
@@ -31,7 +30,6 @@ plain_bytes!(
     ExceptionKey,
     GatewayId,
     NamespaceId,
-    Original,
     PlaceKey,
     Pod,
     PodId,
@@ -40,8 +38,6 @@ plain_bytes!(
     Range,
     RangeKey,
     Rate,
-    RedirectKey,
-    RedirectTo,
     Reply,
     ReplyKey,
     Seen,

@@ -78,8 +78,7 @@ fn subject() -> impl Strategy<Value = Subject> {
             namespace: NamespaceId(1),
             answers: false,
             guarded: false,
-            redirects: false,
-            pad: 0,
+            pad: [0; 2],
         },
     )
 }

@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result};
 use egress_agent::policy::Tables;
@@ -19,7 +20,10 @@ use egress_common::key::{
 use egress_common::packet::{Hook, Icmp, Packet, Shape, protocol};
 use egress_common::state::{Exact, Exception, Pod, Range, Rate, range};
 use egress_common::{Lookup, Mode, Reason, Subject, Verdict, decide};
-use egress_tests::kernel::{Around, Ground, Kernel, LOOPBACK, MARKS, Stand, pod, run, tables};
+use egress_tests::frame::Packet as Datagram;
+use egress_tests::kernel::{
+    Around, Ground, Kernel, LOOPBACK, MAC, MARKS, Stand, V4, pod, run, tables,
+};
 
 #[path = "differential/frames.rs"]
 mod frames;
@@ -31,6 +35,15 @@ use parts::{PARTS, Part, TOKENS};
 
 /// Frames of a run in CI: some seconds.
 const FRAMES: u64 = 200_000;
+const DATAGRAM: Datagram<'_> = Datagram {
+    src: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    dst: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    protocol: protocol::UDP,
+    src_port: 0,
+    dst_port: 0,
+    flags: 0,
+    payload: b"x",
+};
 /// Flows from outside after which all are forgotten: fewer than a pod has places for.
 const FLOWS: usize = 400;
 
@@ -248,6 +261,30 @@ impl Part {
         }
         Ok(expected)
     }
+}
+
+/// What a pod's own loopback says opens no flow: a raw socket may say anything there.
+#[test]
+fn what_loops_back_opens_no_flow() -> Result<()> {
+    let part = PARTS.iter().find(|part| part.name == "the wall").context("no such part")?;
+    Ground::new()?.run(|stand| {
+        let mut tables = tables();
+        (part.tables)(&mut tables, stand);
+        let kernel = Kernel::load(&["wall", "wall_ingress"], &tables)?;
+        let (ingress, wall) = (kernel.program("wall_ingress")?, kernel.program("wall")?);
+        let near = Around { ifindex: stand.ifindex, mark: 0 };
+        // A remote that may be answered and not dialled.
+        let [remote, own] = [[198, 51, 100, 7].into(), V4.into()];
+        let asks = Datagram { src: remote, src_port: 7777, dst: own, dst_port: 80, ..DATAGRAM };
+        let answers = Datagram { src: own, src_port: 80, dst: remote, dst_port: 7777, ..DATAGRAM };
+        let [asks, answers] = [asks, answers].map(|one| one.ethernet(MAC, MAC));
+        for (from, passes) in [(Around::default(), 0), (near, 1)] {
+            run(ingress, &asks, from)?;
+            let verdict = run(wall, &answers, near)?.verdict;
+            assert_eq!(verdict, passes, "after a datagram from {from:?}");
+        }
+        Ok(())
+    })
 }
 
 fn from_environment(name: &str, otherwise: u64) -> Result<u64> {

@@ -297,8 +297,32 @@ fn of_connections_older_than_the_attach_only_those_from_outside_go_on() -> Resul
     Ok(())
 }
 
-/// Listening at the same port makes no server's end of what the pod itself opened: the remote must
-/// be one that may be answered.
+/// What comes back on a connection that the pod opened itself keeps none: nobody listens at its end.
+/// Its remote is one that may be answered.
+#[test]
+fn what_a_pod_opened_itself_is_not_kept_by_what_comes_back() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut open = Vec::new();
+    for ip in NODE.both() {
+        let listener = lab.node.run(|| Ok(TcpListener::bind(SocketAddr::new(ip, 9600))?))?;
+        let dialled = lab
+            .cart
+            .netns
+            .run(|| cgroup::inside(&lab.cart.cgroup, || Ok(TcpStream::connect((ip, 9600))?)))?;
+        open.push((patient(dialled)?, patient(listener.accept()?.0)?));
+    }
+    let _scenario = Scenario::on(lab, "enforce", &[])?;
+    for (dialled, remote) in &mut open {
+        remote.write_all(b"unasked")?;
+        let answered = dialled.read_exact(&mut [0; 7]).is_ok()
+            && dialled.write_all(b"answered").is_ok()
+            && remote.read_exact(&mut [0; 8]).is_ok();
+        assert!(!answered, "it goes on");
+    }
+    Ok(())
+}
+
+/// Nor does a listener beside it, where the remote is nobody's to be answered.
 #[test]
 fn a_listener_beside_an_outbound_connection_does_not_keep_it() -> Result<()> {
     let lab = Lab::new()?;

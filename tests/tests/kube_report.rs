@@ -250,6 +250,31 @@ fn one_agent_says_what_became_of_policies_and_another_takes_over() -> Result<()>
 }
 
 #[test]
+fn an_agent_that_lost_the_lease_writes_no_more() -> Result<()> {
+    let (plane, runtime) = setup()?;
+    let kubeconfig = kubeconfig(&plane, "admin", None)?;
+    let idle = report(Enforced::Unknown, "RegistryNotRead");
+    let writer = Writer::start(&runtime, &kubeconfig, "node-a", idle)?;
+    plane.cluster.apply(&policy("shop", json!({"selector": {}, "mode": "audit"})))?;
+    let shop = policy_reference("shop");
+    let told = |policy: &Value| condition(policy, "Accepted").is_some();
+    becomes(&plane, &shop, 20, "the policy is accepted", told)?;
+
+    let lease = Reference::new("coordination.k8s.io/v1", "Lease", NAMESPACE, "egress-agent");
+    plane.cluster.patch(&lease, &json!({"spec": {"holderIdentity": "somebody-else"}}))?;
+    // It learns of it when it renews, every 15 s at most.
+    std::thread::sleep(Duration::from_secs(18));
+    plane.cluster.apply(&policy("late", json!({"selector": {}, "mode": "audit"})))?;
+    std::thread::sleep(Duration::from_secs(5));
+    let late = plane.cluster.get(&policy_reference("late"))?;
+    assert!(!told(&late), "{late:#}");
+    // Its end leaves the other's lease alone.
+    writer.stop(&runtime)?;
+    assert_eq!(plane.cluster.get(&lease)?["spec"]["holderIdentity"], "somebody-else");
+    Ok(())
+}
+
+#[test]
 fn what_is_forbidden_is_left_out_and_the_rest_goes_on() -> Result<()> {
     let (plane, runtime) = setup()?;
     let node = node(&plane, "node-a")?;

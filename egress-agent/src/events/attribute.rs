@@ -144,7 +144,6 @@ const fn is_about_the_destination(reason: Reason) -> bool {
         | Reason::Infrastructure
         | Reason::Cluster
         | Reason::Exception
-        | Reason::Redirected
         | Reason::Ethertype
         | Reason::Malformed
         | Reason::Fragment
@@ -152,8 +151,7 @@ const fn is_about_the_destination(reason: Reason) -> bool {
         | Reason::RateLimited
         | Reason::UnknownPod
         | Reason::PolicyStale
-        | Reason::ForeignSocket
-        | Reason::RedirectUnavailable => false,
+        | Reason::ForeignSocket => false,
     }
 }
 

@@ -7,9 +7,8 @@ use std::collections::BTreeMap;
 use egress_common::key::{
     Addr, AddressKey, ExactKey, ExceptionKey, GatewayId, PolicyId, RangeKey, ReplyKey,
 };
-use egress_common::redirect::{RedirectKey, RedirectTo};
 use egress_common::state::{Config, Exact, Exception, Pod, Policy, Range};
-use egress_common::{Endpoints, Lookup, Subject};
+use egress_common::{Lookup, Subject};
 
 use super::Origin;
 
@@ -32,8 +31,6 @@ pub struct Tables {
     pub ranges: BTreeMap<(u32, RangeKey), Range>,
     /// Exceptions in force.
     pub exceptions: BTreeMap<ExceptionKey, Exception>,
-    /// Where denied connections go, for policies that redirect.
-    pub redirects: BTreeMap<RedirectKey, RedirectTo>,
 }
 
 /// Where entries came from.
@@ -120,11 +117,5 @@ impl Lookup for At<'_> {
 
     fn now(&self) -> u64 {
         self.now
-    }
-}
-
-impl Endpoints for At<'_> {
-    fn endpoint(&self, key: &RedirectKey) -> Option<RedirectTo> {
-        self.tables.redirects.get(key).copied()
     }
 }

@@ -11,7 +11,7 @@ use egress_common::packet::protocol::{TCP, UDP};
 use egress_common::state::{Exact, Target, address};
 
 use super::facts::Facts;
-use super::gateway::Gateways;
+use super::gateway::{Gateways, Resolved};
 use super::hidden::Suspects;
 use super::identity::Variant;
 use crate::policy::well_known::{API_SERVER, is_cluster_dns, is_istiod};
@@ -51,8 +51,9 @@ pub(super) fn add(
             out.exact(*address, Exact::gateway(gateway.id(), endpoint.draining), &endpoint.origin);
         }
         let bit = if own { address::GATEWAY } else { address::FOREIGN_GATEWAY };
-        for ip in &resolved.addresses {
-            out.bits(*ip, bit);
+        let led = other_ways(resolved, facts);
+        for ip in resolved.addresses.iter().copied().chain(led) {
+            out.bits(ip, bit);
         }
     }
     for (address, origin) in services {
@@ -64,6 +65,20 @@ pub(super) fn add(
     for address in &policy.nodes {
         out.exact(*address, Exact::plain(Target::Node), &policy.origin);
     }
+}
+
+/// Addresses of other Services that lead to the gateway's pods. On this node nobody looks again after
+/// their translation, so they would reach an endpoint past the policy's gateways and rates.
+fn other_ways(resolved: &Resolved, facts: &Facts<'_>) -> Vec<IpAddr> {
+    let services = facts.snapshot.services.values();
+    let leads = |service: &&Service| {
+        let slices = facts.slices(&service.name).iter();
+        let mut ips = slices.flat_map(|slice| &slice.endpoints).flat_map(|one| &one.addresses);
+        !resolved.services.contains(&service.name)
+            && ips.any(|ip| resolved.addresses.contains(&ip.to_canonical()))
+    };
+    let own = |service: &Service| [&service.cluster_ips[..], &service.external_ips].concat();
+    services.filter(leads).flat_map(own).collect()
 }
 
 /// Pods nobody knows yet may ask every resolver that some policy names.

@@ -23,7 +23,6 @@ use crate::policy::{
     Problem, ProblemCode, RejectReason, Rejection,
 };
 use find::Finder;
-pub(super) use find::HBONE_PORT;
 use owner::Owners;
 
 /// Every gateway any policy names.
@@ -58,8 +57,6 @@ pub(super) struct Resolved {
 pub(super) struct Endpoint {
     pub(super) draining: bool,
     pub(super) pod: Option<ObjectName>,
-    /// Ports of the gateway's Services that lead here.
-    pub(super) serves: BTreeSet<u16>,
     pub(super) origin: Origin,
 }
 

@@ -10,7 +10,6 @@ mod links;
 mod narrow;
 mod properties;
 mod ranges;
-mod redirect;
 mod refusals;
 mod selection;
 mod shadows;

@@ -1,9 +1,14 @@
 //! The mesh's own kinds: what is absent, what is empty, and what nobody has heard of.
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
 use super::*;
 use crate::policy::mesh::{
     AccountPattern, Attachment, AuthorizationAction, Location, OutboundMode, Resolution, TlsMode,
 };
+use crate::registry::kind::Kind;
 
 /// The only Sidecar of a mesh, with this spec.
 fn sidecar(spec: &str) -> crate::policy::mesh::Sidecar {
@@ -221,4 +226,79 @@ spec: {selector: {istio: egressgateway}, servers: [{port: {number: 443, name: tl
         (server.port, server.hosts.as_slice()),
         (443, ["api.example".to_owned()].as_slice())
     );
+}
+
+/// Whatever JSON can say, to a few levels, with words that mean something here among the keys.
+fn any_json() -> impl Strategy<Value = serde_json::Value> {
+    let words = ["REGISTRY_ONLY", "ALLOW", "*", "./*", "10.0.0.1", "300.0.0.0/33", "", "\u{0}é"];
+    let leaf = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<bool>().prop_map(Into::into),
+        any::<i64>().prop_map(Into::into),
+        select(words.to_vec()).prop_map(Into::into),
+    ];
+    let keys = select(vec![
+        "hosts",
+        "addresses",
+        "ports",
+        "number",
+        "exportTo",
+        "egress",
+        "workloadSelector",
+        "outboundTrafficPolicy",
+        "mode",
+        "rules",
+        "from",
+        "source",
+        "namespaces",
+        "principals",
+        "when",
+        "key",
+        "values",
+        "targetRefs",
+        "selector",
+        "matchLabels",
+        "servers",
+        "port",
+        "trafficPolicy",
+        "tls",
+        "mesh",
+        "podIPs",
+        "ip",
+        "conditions",
+        "targetPort",
+        "labels",
+    ]);
+    leaf.prop_recursive(4, 48, 4, move |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..4).prop_map(Into::into),
+            vec((keys.clone(), inner), 0..4)
+                .prop_map(|pairs| pairs.into_iter().map(|(key, value)| (key.to_owned(), value)))
+                .prop_map(|pairs| serde_json::Value::Object(pairs.collect())),
+        ]
+    })
+}
+
+proptest! {
+    /// No object of any kind ends the reader, whatever is in it.
+    #[test]
+    fn whatever_an_object_holds_it_is_read_or_refused(
+        kind in select(Kind::ALL.to_vec()),
+        parts in [any_json(), any_json(), any_json(), any_json()],
+    ) {
+        let [spec, status, data, labels] = parts;
+        let group = if kind == Kind::ApiGateway { "gateway.networking.k8s.io/v1" } else { "" };
+        let groups = [group, "v1", "discovery.k8s.io/v1", "networking.k8s.io/v1",
+            "networking.istio.io/v1", "security.istio.io/v1", "egress-enforcer.io/v1alpha1"];
+        for version in groups.into_iter().filter(|version| !version.is_empty()) {
+            let object = serde_json::json!({
+                "apiVersion": version,
+                "kind": kind.name(),
+                "metadata": {"name": "istio", "namespace": "istio-system", "labels": labels},
+                "spec": spec, "status": status, "data": data,
+                "endpoints": spec, "ports": status,
+            });
+            let _ = crate::registry::object::read(object, None);
+        }
+    }
 }

@@ -218,6 +218,26 @@ fn another_policys_gateway_is_forbidden() {
 }
 
 #[test]
+fn another_service_is_no_way_to_a_gateways_pods() {
+    let mut world = World::new();
+    world.namespace("bank", &[]);
+    world.run(pod("bank/ledger", &["10.1.0.3", "fd00:10::1:3"]), 101, 8);
+    world.policy(policy("bank", &["bank"]));
+    // Whoever may write slices could make it; a Service for metrics is one as well.
+    world.service(service("bank/shortcut", &["10.96.0.66", "fd00:10::66"], &[("https", 443)]));
+    world.slice(slice("bank/shortcut-a", "shortcut", &["10.1.9.1"], &[("https", 8443)]));
+    let desired = world.compile();
+    for ip in ["10.96.0.66", "fd00:10::66"] {
+        assert_eq!(ask(&desired, "shop/web", ip, TCP, 443), Reason::GatewayPort, "{ip}");
+        assert_eq!(ask(&desired, "bank/ledger", ip, TCP, 443), Reason::GatewayForbidden, "{ip}");
+    }
+    // One that leads elsewhere is a plain Service.
+    world.snapshot.slices.retain(|slice| slice.service != "shortcut");
+    world.slice(slice("bank/shortcut-a", "shortcut", &["10.1.0.3"], &[("https", 8443)]));
+    assert_eq!(ask(&world.compile(), "shop/web", "10.96.0.66", TCP, 443), Reason::Cluster);
+}
+
+#[test]
 fn two_gateways_with_one_number_are_never_merged() {
     let (first, second) = ("gateway-12296", "gateway-63972");
     let target = |name: &str| gateway(GatewayTarget::Service(name.to_owned()));
