@@ -189,6 +189,7 @@ impl Inputs {
         snapshot: &Snapshot,
         held: &Tables,
         verified: BTreeSet<u32>,
+        no_redirect: Option<&str>,
     ) -> anyhow::Result<Desired> {
         let boot_epoch = i128::from(boot_clock()) - jiff::Timestamp::now().as_nanosecond();
         let node = NodeState {
@@ -201,6 +202,7 @@ impl Inputs {
             verified,
             unknown_pod: self.unknown_pod,
             mark: self.mark,
+            no_redirect: no_redirect.map(str::to_owned),
             lease: u64::try_from(self.lease.as_nanos()).unwrap_or(u64::MAX),
             // The two clocks drift by microseconds between reads; whole seconds do not, and an
             // expiry that moved with every compilation would be a change every time.
@@ -230,9 +232,21 @@ impl Enforcer {
         mut registry: Published,
     ) -> anyhow::Result<(Self, States)> {
         let snapshot = Arc::clone(&registry.snapshots.borrow_and_update());
-        let desired = inputs.compile(&snapshot, &loaded.actual()?, loaded.held())?;
+        let (held, no_redirect) = (loaded.held(), loaded.no_redirect());
+        let mut desired = inputs.compile(&snapshot, &loaded.actual()?, held, no_redirect)?;
         let path: &Path = &inputs.kubepods.path;
-        let (attached, mut applied) = loaded.attach(path, &desired.tables, desired.may_remove)?;
+        let can_redirect = no_redirect.is_none();
+        let (mut attached, mut applied) =
+            loaded.attach(path, &desired.tables, desired.may_remove)?;
+        if can_redirect && attached.no_redirect().is_some() {
+            // The hooks it needs were loaded and could not be attached.
+            let (held, verified) = (attached.actual()?, attached.verified());
+            desired = inputs.compile(&snapshot, &held, verified, attached.no_redirect())?;
+            applied = attached.apply(&desired.tables, desired.may_remove)?;
+        }
+        if let Some(why) = attached.no_redirect() {
+            tracing::warn!(why, "connections cannot be redirected on this node");
+        }
         applied.warnings.extend(attached.link_uplinks(&uplink::uplinks()?)?);
         let tables = attached.actual()?;
         let mut state = AgentState {
@@ -345,7 +359,8 @@ impl Enforcer {
     fn apply(&mut self, snapshot: Arc<Snapshot>) -> anyhow::Result<()> {
         let held = Arc::clone(&self.publish.borrow().tables);
         let verified = self.attached.verified();
-        let desired = match self.inputs.compile(&snapshot, &held, verified) {
+        let no_redirect = self.attached.no_redirect();
+        let desired = match self.inputs.compile(&snapshot, &held, verified, no_redirect) {
             Ok(desired) => desired,
             // The node could not be read this time: the old policy stays, the next event asks
             // again.

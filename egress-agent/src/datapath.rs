@@ -10,6 +10,7 @@
 mod attach;
 mod counters;
 mod diff;
+mod hooks;
 mod load;
 mod maps;
 mod preflight;
@@ -18,9 +19,10 @@ mod uninstall;
 
 use std::path::{Path, PathBuf};
 
-pub use attach::{Applied, Attached, HookStatus};
+pub use attach::{Applied, Attached};
 pub use counters::{CounterReader, EventRing};
 pub use diff::{Capacities, Plan, Refused, diff};
+pub use hooks::HookStatus;
 pub use load::{Loaded, Logger};
 pub use preflight::{Check, CheckStatus, preflight};
 pub use sys::SysError;

@@ -217,7 +217,7 @@ async fn readyz(State(readiness): State<Readiness>) -> Response {
         return wait(format!("waiting for the first snapshot of the registry{what}\n"));
     };
     let state = Arc::clone(&sources.states.borrow());
-    match state.hooks.iter().find(|hook| !hook.attached) {
+    match state.hooks.iter().find(|hook| hook.needed && !hook.attached) {
         Some(hook) => wait(format!("{} on {}: {}\n", hook.hook, hook.target, hook.detail)),
         None => "ok\n".into_response(),
     }

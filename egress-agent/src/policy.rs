@@ -28,7 +28,8 @@ pub use desired::{Coverage, CoverageState, Desired, GatewayEndpoint, GatewayStat
 pub use rejection::{RejectReason, Rejection, RejectionCount};
 pub use snapshot::{
     ConnectionRate, Declaration, EgressException, EgressPolicy, ExactAddress, GatewayRef,
-    GatewayTarget, Node, Pod, Selector, Service, ServicePort, Slice, SliceEndpoint, Snapshot,
+    GatewayTarget, Node, Pod, RedirectPort, Selector, Service, ServicePort, Slice, SliceEndpoint,
+    Snapshot,
 };
 pub use tables::Tables;
 
@@ -103,6 +104,8 @@ pub enum ProblemCode {
     ClusterRangesUnknown,
     /// Two names share one identity number; the later one was refused.
     IdentityCollision,
+    /// A policy redirects a port, and this node or its gateways cannot take it.
+    RedirectUnavailable,
     /// A snapshot did not fit the kernel's tables; the old state stays.
     TableFull,
 }
@@ -120,6 +123,7 @@ impl ProblemCode {
         Self::NarrowingIncomplete,
         Self::ClusterRangesUnknown,
         Self::IdentityCollision,
+        Self::RedirectUnavailable,
         Self::TableFull,
     ];
 
@@ -136,6 +140,7 @@ impl ProblemCode {
             Self::NarrowingIncomplete => "narrowing_incomplete",
             Self::ClusterRangesUnknown => "cluster_ranges_unknown",
             Self::IdentityCollision => "identity_collision",
+            Self::RedirectUnavailable => "redirect_unavailable",
             Self::TableFull => "table_full",
         }
     }
@@ -180,6 +185,8 @@ pub struct NodeState {
     pub unknown_pod: Mode,
     /// Bits of the packet mark for the uplink.
     pub mark: Mark,
+    /// Why connections cannot be redirected on this node, if they cannot.
+    pub no_redirect: Option<String>,
     /// Heartbeat lease in nanoseconds; 0 for none.
     pub lease: u64,
     /// `CLOCK_BOOTTIME` nanoseconds at the epoch: added to an absolute time it gives the

@@ -10,7 +10,10 @@ use std::path::Path;
 use aya::programs::links::PinnedLink;
 use egress_agent::datapath::{Applied, Attached, DatapathError, Loaded, Options, uninstall};
 use egress_agent::policy::Tables;
-use egress_common::key::{Addr, AddressKey, ExactKey, ExceptionKey, PodId, PolicyId, RangeKey};
+use egress_common::key::{
+    Addr, AddressKey, ExactKey, ExceptionKey, GatewayId, PodId, PolicyId, RangeKey,
+};
+use egress_common::redirect::{RedirectKey, RedirectTo};
 use egress_common::state::{
     Exact, Exception, OnAgentLoss, Pod, Policy, Range, Target, address, range,
 };
@@ -18,7 +21,16 @@ use egress_common::{Mode, Reason, Verdict};
 
 use node::{Bpffs, CgroupRoot, Pair, ip};
 
-const HOOKS: [&str; 6] = ["wall_ingress", "wall", "connect4", "connect6", "sendmsg4", "sendmsg6"];
+const HOOKS: [&str; 8] = [
+    "wall_ingress",
+    "wall",
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "getpeername4",
+    "getpeername6",
+];
 
 fn options(bpffs: &Bpffs) -> Options {
     Options { bpffs: bpffs.path().join("egress"), kernel_log: false, capacity: None }
@@ -56,6 +68,8 @@ fn tables(ifindex: u32) -> Tables {
     let value = Range { kinds: range::CLUSTER, exceptions: 1 };
     tables.ranges.insert((RangeKey::bits(true, 8), prefix), value);
     tables.exceptions.insert(ExceptionKey::new(1, 6, 443), Exception { expires: 9 });
+    let to = RedirectTo::new(addr, 8443, GatewayId(1), 1);
+    tables.redirects.insert(RedirectKey::new(policy, 443, true, 0), to);
     tables
 }
 
@@ -124,6 +138,24 @@ fn an_interface_an_incomplete_snapshot_forgot_is_kept_with_the_new_program() {
     let applied = attached.apply(&forgetful, true).unwrap();
     assert_eq!((applied.removed, applied.detached), (1, 1), "{applied:?}");
     assert_eq!(attached.hooks().len(), HOOKS.len());
+}
+
+#[test]
+fn without_its_hooks_nothing_is_redirected_and_everything_else_holds() {
+    let (bpffs, root, pair) = (Bpffs::mount(), CgroupRoot::create(), Pair::create());
+    let (kubepods, _) = root.make("kubepods");
+    let options = options(&bpffs);
+    // What stands where the link's pin belongs makes attaching fail.
+    fs::create_dir_all(options.bpffs.join("links").join("getpeername6")).unwrap();
+    let loaded = Loaded::load(&options).unwrap();
+    assert_eq!(loaded.no_redirect(), None);
+    let (attached, _) = loaded.attach(&kubepods, &tables(pair.ifindex()), true).unwrap();
+    let why = attached.no_redirect().unwrap();
+    assert!(why.contains("getpeername6"), "{why}");
+    let hooks = attached.hooks();
+    let missing: Vec<&str> =
+        hooks.iter().filter(|hook| !hook.attached).map(|hook| hook.hook).collect();
+    assert_eq!(missing, ["getpeername6"]);
 }
 
 #[test]
@@ -207,7 +239,7 @@ fn uninstall_removes_what_is_ours_and_only_that() {
     let foreign = options.bpffs.join("links").join("somebodys");
     fs::create_dir(&foreign).unwrap();
     let removed = uninstall(&options).unwrap();
-    assert_eq!((removed.links, removed.objects), (HOOKS.len() + 2, 18 + 9), "{removed:?}");
+    assert_eq!((removed.links, removed.objects), (HOOKS.len() + 2, 20 + 11), "{removed:?}");
     assert!(foreign.exists());
 
     fs::remove_dir(&foreign).unwrap();

@@ -99,6 +99,8 @@ const DNS_OVER_TLS: u16 = 853;
 ///     translation left: what any policy of the node names exactly, cluster ranges and the
 ///     node's own tunnels → as there; else deny `metadata`, `node`, `fragment`, `malformed`,
 ///     `hidden_external`.
+/// 17. What line 13 denies as `not_gateway` may be rewritten to a gateway instead: said in
+///     [`redirect`](crate::redirect::redirect), which asks this function about the endpoint.
 #[inline(always)]
 pub fn decide<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     // 0
@@ -443,4 +445,4 @@ fn excepted<L: Lookup>(packet: &Packet, set: u32, lookup: &L) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

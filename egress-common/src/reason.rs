@@ -84,6 +84,8 @@ closed_enum! {
         Cluster = 7 "cluster",
         /// An `EgressException` that is in force.
         Exception = 8 "exception",
+        /// A connection to the outside that was rewritten to an endpoint of a gateway.
+        Redirected = 9 "redirected",
         /// A VLAN tag, or an ethertype other than IPv4, IPv6 and ARP.
         Ethertype = 32 "ethertype",
         /// Truncated or inconsistent headers, IPv4 options, IPv6 extension headers, inexact ARP.
@@ -122,6 +124,8 @@ closed_enum! {
         PolicyStale = 49 "policy_stale",
         /// Allowed for the pod, but sent through a socket of neither the pod nor its mesh proxy.
         ForeignSocket = 50 "foreign_socket",
+        /// The policy redirects this port, and its gateways have no healthy endpoint for it.
+        RedirectUnavailable = 51 "redirect_unavailable",
     }
 }
 
@@ -186,6 +190,7 @@ mod tests {
                 (6, "infrastructure"),
                 (7, "cluster"),
                 (8, "exception"),
+                (9, "redirected"),
                 (32, "ethertype"),
                 (33, "malformed"),
                 (34, "fragment"),
@@ -205,6 +210,7 @@ mod tests {
                 (48, "unknown_pod"),
                 (49, "policy_stale"),
                 (50, "foreign_socket"),
+                (51, "redirect_unavailable"),
             ]
         );
     }

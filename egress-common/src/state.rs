@@ -99,8 +99,10 @@ pub struct Policy {
     pub on_agent_loss: u8,
     /// Number of a [`DenyResponse`].
     pub deny_response: u8,
+    /// Other than zero where some ports of the outside are redirected ([`crate::redirect`]).
+    pub redirect: u8,
     /// Zero.
-    pub pad: [u8; 5],
+    pub pad: [u8; 4],
     /// Connections of one pod toward gateways.
     pub pod_rate: Rate,
     /// Connections of all pods of one namespace on this node toward gateways.
@@ -114,7 +116,8 @@ impl Policy {
             mode: mode.number(),
             on_agent_loss: on_agent_loss.number(),
             deny_response: DenyResponse::Drop.number(),
-            pad: [0; 5],
+            redirect: 0,
+            pad: [0; 4],
             pod_rate: Rate::NONE,
             namespace_rate: Rate::NONE,
         }
@@ -386,10 +389,12 @@ pub mod loss {
     /// Events not sent because the same decision was reported less than
     /// [`SUPPRESS_NS`](super::SUPPRESS_NS) before; the next event carries their number.
     pub const SUPPRESSED: u32 = 3;
+    /// What a redirected socket asked for could not be remembered: it is told the gateway's address.
+    pub const ORIGINAL: u32 = 4;
     /// Entries of the table.
-    pub const SLOTS: u32 = 4;
+    pub const SLOTS: u32 = 5;
     /// Metric label of each index.
-    pub const NAMES: [&str; SLOTS as usize] = ["ring", "counter", "reply", "suppressed"];
+    pub const NAMES: [&str; 5] = ["ring", "counter", "reply", "suppressed", "original"];
 }
 
 /// Nanoseconds during which a repeated decision of one CPU raises no second event.

@@ -37,8 +37,10 @@ pub struct Subject {
     /// The packet in hand leaves by the interface behind which the boundary was seen to be
     /// ([`Pod::guarded`]); the wall finds out.
     pub guarded: bool,
+    /// Its policy redirects some ports of the outside.
+    pub redirects: bool,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
 }
 
 impl Subject {
@@ -79,7 +81,8 @@ impl Subject {
             answers: policy
                 .is_some_and(|policy| policy.deny_response == DenyResponse::Reset.number()),
             guarded: false,
-            pad: [0; 2],
+            redirects: policy.is_some_and(|policy| policy.redirect != 0),
+            pad: 0,
         }
     }
 
@@ -102,7 +105,8 @@ impl Subject {
             namespace: NamespaceId::UNKNOWN,
             answers: false,
             guarded: false,
-            pad: [0; 2],
+            redirects: false,
+            pad: 0,
         }
     }
 

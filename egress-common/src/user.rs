@@ -3,6 +3,7 @@
 use crate::key::{
     AddressKey, ExactKey, ExceptionKey, GatewayId, NamespaceId, PodId, PolicyId, RangeKey, ReplyKey,
 };
+use crate::redirect::{Original, RedirectKey, RedirectTo};
 use crate::state::{
     BucketKey, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy, Range, Rate,
     Reply, Seen, SeenKey,
@@ -30,6 +31,7 @@ plain_bytes!(
     ExceptionKey,
     GatewayId,
     NamespaceId,
+    Original,
     PlaceKey,
     Pod,
     PodId,
@@ -38,6 +40,8 @@ plain_bytes!(
     Range,
     RangeKey,
     Rate,
+    RedirectKey,
+    RedirectTo,
     Reply,
     ReplyKey,
     Seen,

@@ -78,7 +78,8 @@ fn subject() -> impl Strategy<Value = Subject> {
             namespace: NamespaceId(1),
             answers: false,
             guarded: false,
-            pad: [0; 2],
+            redirects: false,
+            pad: 0,
         },
     )
 }

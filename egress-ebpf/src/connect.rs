@@ -2,18 +2,20 @@
 //!
 //! A captured application may legally dial anything, because its proxy takes the connection
 //! over; so these hooks deny only when they are certain: pods the mesh does not capture, and the
-//! sidecar proxy's own user. They are feedback, never the boundary.
+//! sidecar proxy's own user. They are feedback, never the boundary; and where the policy says so,
+//! what they would deny goes to the gateway instead ([`redirect`]).
 
 use aya_ebpf::helpers::bpf_get_current_uid_gid;
 use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
 use aya_ebpf::programs::SockAddrContext;
 use egress_common::packet::{Hook, Packet, protocol};
 use egress_common::state::{Capture, Pod};
-use egress_common::{Addr, Verdict, decide};
+use egress_common::{Verdict, decide};
 
 use crate::emit::{Told, tell};
 use crate::forget::{forget_packet, forget_ruling, forget_subject};
 use crate::maps::{self, Local, Stage, Tables};
+use crate::redirect::{self, Family, Fate};
 
 /// `IPPROTO_MPTCP`, which falls back to or is carried in TCP.
 const IPPROTO_MPTCP: u32 = 262;
@@ -40,7 +42,13 @@ pub(crate) fn call(ctx: &SockAddrContext, hook: Hook) -> Verdict {
     let bounded = who.flags & Pod::BOUNDARY != 0;
     let local = Local { cgroup: owner.cgroup, port: packet.src_port, bounded };
     let tables = Tables { now, config: &config, stage: Stage::Call(local) };
-    let ruling = forget_ruling(decide(&who, &packet, &tables), now);
+    let mut ruling = forget_ruling(decide(&who, &packet, &tables), now);
+    if matches!(hook, Hook::Connect4 | Hook::Connect6) && who.redirects {
+        match redirect::apply(ctx, family(hook), &who, &packet, ruling, &tables) {
+            Fate::Rewritten => return Verdict::Allow,
+            Fate::Stands(stands) => ruling = stands,
+        }
+    }
     let verdict = who.verdict(ruling.reason);
     log(&packet, verdict, ctx);
     tell(
@@ -69,31 +77,32 @@ fn certain(pod: &Pod, uid_gid: u64) -> bool {
         && (uid_gid as u32 == pod.proxy_uid || (uid_gid >> 32) as u32 == pod.proxy_gid)
 }
 
+/// Where the hook finds its addresses.
+#[inline(always)]
+const fn family(hook: Hook) -> Family {
+    match hook {
+        Hook::Connect6 | Hook::Sendmsg6 => Family::V6,
+        Hook::Connect4
+        | Hook::Sendmsg4
+        | Hook::PodEgress
+        | Hook::PodIngress
+        | Hook::UplinkEgress
+        | Hook::WallIngress
+        | Hook::Wall => Family::V4,
+    }
+}
+
 /// The facts of the call. `user_family` is the caller's to choose and is never read; the hook
 /// says which family the kernel took it for.
 #[inline(always)]
 fn facts(ctx: &SockAddrContext, hook: Hook) -> Packet {
+    let (dst, port) = redirect::read(ctx, family(hook));
     // SAFETY: the verifier checks each of these context fields and rewrites the access.
-    let (dst, port, protocol, source) = unsafe {
+    let (protocol, source) = unsafe {
         let call = ctx.sock_addr;
-        let dst = match hook {
-            Hook::Connect6 | Hook::Sendmsg6 => Addr::from_words([
-                (*call).user_ip6[0],
-                (*call).user_ip6[1],
-                (*call).user_ip6[2],
-                (*call).user_ip6[3],
-            ]),
-            Hook::Connect4
-            | Hook::Sendmsg4
-            | Hook::PodEgress
-            | Hook::PodIngress
-            | Hook::UplinkEgress
-            | Hook::WallIngress
-            | Hook::Wall => Addr::from_v4_word((*call).user_ip4),
-        };
         let sk = (*call).__bindgen_anon_1.sk;
         let source = if sk.is_null() { 0 } else { (*sk).src_port as u16 };
-        (dst, u16::from_be((*call).user_port as u16), (*call).protocol, source)
+        ((*call).protocol, source)
     };
     let protocol = match protocol {
         IPPROTO_MPTCP => protocol::TCP,
@@ -123,6 +132,7 @@ fn log(_: &Packet, _: Verdict, _: &SockAddrContext) {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use egress_common::Addr;
     use egress_common::key::{NamespaceId, PodId, PolicyId};
 
     fn pod(capture: Capture) -> Pod {

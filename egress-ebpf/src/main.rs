@@ -22,6 +22,7 @@ mod log;
 mod maps;
 mod packet;
 mod rate;
+mod redirect;
 mod wire;
 
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, classifier};
@@ -29,6 +30,7 @@ use aya_ebpf::programs::{SkBuffContext, SockAddrContext, TcContext};
 use egress_common::Verdict;
 use egress_common::packet::Hook;
 use packet::Answered;
+use redirect::Family;
 
 /// `TCX_NEXT`: let the CNI's own programs run. `TCX_PASS` (0) would hide them.
 const TCX_NEXT: i32 = -1;
@@ -106,6 +108,20 @@ pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(sendmsg6)]
 pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
     socket(&ctx, Hook::Sendmsg6)
+}
+
+/// `getpeername(2)` of an IPv4 socket. Refuses nothing.
+#[cgroup_sock_addr(getpeername4)]
+pub(crate) fn getpeername4(ctx: SockAddrContext) -> i32 {
+    redirect::peer(&ctx, Family::V4);
+    CGROUP_ALLOW
+}
+
+/// `getpeername(2)` of an IPv6 socket, connected to a mapped address too. Refuses nothing.
+#[cgroup_sock_addr(getpeername6)]
+pub(crate) fn getpeername6(ctx: SockAddrContext) -> i32 {
+    redirect::peer(&ctx, Family::V6);
+    CGROUP_ALLOW
 }
 
 #[inline(always)]

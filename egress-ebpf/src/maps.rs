@@ -15,11 +15,12 @@ use egress_common::key::{
     AddressKey, ExactKey, ExceptionKey, GatewayId, PodId, PolicyId, RangeKey, ReplyKey,
 };
 use egress_common::packet::{Hook, Packet};
+use egress_common::redirect::{Original, RedirectKey, RedirectTo};
 use egress_common::state::{
     BucketKey, Capture, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy,
     Range, Reply, Seen, SeenKey, loss,
 };
-use egress_common::{Lookup, Reason, Subject, Verdict};
+use egress_common::{Endpoints, Lookup, Reason, Subject, Verdict};
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -61,6 +62,13 @@ pub(crate) static HANDS: HashMap<PodId, u64> = HashMap::with_max_entries(2048, B
 /// floods keeps the bucket it has emptied.
 #[map]
 pub(crate) static BUCKETS: LruHashMap<BucketKey, u64> = LruHashMap::with_max_entries(16_384, 0);
+/// Where denied connections go, for policies that redirect.
+#[map]
+static REDIRECTS: HashMap<RedirectKey, RedirectTo> =
+    HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+/// What redirected sockets asked for, by cookie: those that were connected or asked last.
+#[map]
+pub(crate) static ORIGINALS: LruHashMap<u64, Original> = LruHashMap::with_max_entries(32_768, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuHashMap<CounterKey, Counter> =
     PerCpuHashMap::with_max_entries(8192, 0);
@@ -314,6 +322,14 @@ impl Lookup for Tables<'_> {
     #[inline(always)]
     fn now(&self) -> u64 {
         self.now
+    }
+}
+
+impl Endpoints for Tables<'_> {
+    #[inline(always)]
+    fn endpoint(&self, key: &RedirectKey) -> Option<RedirectTo> {
+        // SAFETY: an entry is replaced whole; one read while it is, is judged like any other.
+        unsafe { REDIRECTS.get(key) }.copied()
     }
 }
 

@@ -25,6 +25,9 @@ pub struct Outcome {
     pub micros: u64,
     /// How many were sent.
     pub attempts: u64,
+    /// The other end of a TCP connection, as the kernel tells its owner.
+    #[serde(default)]
+    pub peer: Option<SocketAddr>,
 }
 
 impl Outcome {
@@ -32,13 +35,15 @@ impl Outcome {
     pub fn new(result: std::io::Result<String>, took: Duration, attempts: u64) -> Self {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         match result {
-            Ok(answer) => Self { ok: true, error: String::new(), answer, micros, attempts },
+            Ok(answer) => {
+                Self { ok: true, error: String::new(), answer, micros, attempts, peer: None }
+            }
             Err(error) => {
                 let error = match error.raw_os_error() {
                     Some(number) => format!("{:?}", Errno::from_raw(number)),
                     None => format!("{:?}", error.kind()),
                 };
-                Self { ok: false, error, answer: String::new(), micros, attempts }
+                Self { ok: false, error, answer: String::new(), micros, attempts, peer: None }
             }
         }
     }

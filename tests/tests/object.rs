@@ -7,6 +7,7 @@ use aya::programs::{CgroupSkb, CgroupSockAddr, SchedClassifier};
 use egress_agent::datapath::object;
 use egress_common::event::Event;
 use egress_common::key::{AddressKey, ExactKey, ExceptionKey, PodId, PolicyId, RangeKey, ReplyKey};
+use egress_common::redirect::{Original, RedirectKey, RedirectTo};
 use egress_common::state::{
     BucketKey, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy, Range, Reply,
     Seen, SeenKey, loss,
@@ -32,6 +33,8 @@ fn sizes_agree_on_both_sides() {
         ("PLACES", size_of::<PlaceKey>(), size_of::<ReplyKey>()),
         ("HANDS", size_of::<PodId>(), size_of::<u64>()),
         ("BUCKETS", size_of::<BucketKey>(), size_of::<u64>()),
+        ("REDIRECTS", size_of::<RedirectKey>(), size_of::<RedirectTo>()),
+        ("ORIGINALS", size_of::<u64>(), size_of::<Original>()),
         ("COUNTERS", size_of::<CounterKey>(), size_of::<Counter>()),
         ("NODE_COUNTERS", word, size_of::<Counter>()),
         ("LOSSES", word, size_of::<u64>()),
@@ -63,6 +66,8 @@ fn the_running_kernel_accepts_every_program() {
         "connect6",
         "sendmsg4",
         "sendmsg6",
+        "getpeername4",
+        "getpeername6",
     ] {
         let program = ebpf.program_mut(name).unwrap_or_else(|| panic!("no program {name}"));
         let loaded = match name {

@@ -55,7 +55,7 @@ const OUTSIDE: &str = "203.0.113.10";
 const GATEWAY: &str = "10.0.2.2";
 const NODE: &str = "10.0.9.1";
 
-/// The case of a reason; `None` for one that allows.
+/// The case of a reason; `None` for one that allows, or that no packet meets.
 fn case(reason: Reason) -> Option<Case> {
     Some(match reason {
         Reason::Exempt
@@ -65,7 +65,10 @@ fn case(reason: Reason) -> Option<Case> {
         | Reason::Gateway
         | Reason::Infrastructure
         | Reason::Cluster
-        | Reason::Exception => return None,
+        | Reason::Exception
+        | Reason::Redirected => return None,
+        // Of a socket's own call alone, which no test run makes: suite `redirect` counts it.
+        Reason::RedirectUnavailable => return None,
         Reason::Ethertype => sent(changed(tcp(OUTSIDE, 443), &[(12, 0x88), (13, 0xb5)])),
         // A header with options.
         Reason::Malformed => sent(changed(tcp(OUTSIDE, 443), &[(14, 0x46)])),
@@ -144,7 +147,12 @@ fn every_reason_to_deny_is_produced_by_a_program() -> Result<()> {
     ground.run(|stand| {
         for reason in Reason::ALL {
             let case = case(*reason);
-            assert_eq!(case.is_some(), reason.denies(), "{reason} needs a case, or needs none");
+            let called = matches!(reason, Reason::RedirectUnavailable);
+            assert_eq!(
+                case.is_some(),
+                reason.denies() && !called,
+                "{reason} needs a case, or needs none"
+            );
             let Some(case) = case else { continue };
             let counted = produced(&case, *reason, stand.ifindex, stand.level)?;
             println!("{reason}: {} denied and counted it", case.program);

@@ -48,8 +48,8 @@ pub(super) async fn keep(
 /// or one edit would have every node write at once.
 pub(super) fn report(state: &AgentState) -> NodeReport {
     let nodes = state.snapshot.nodes.len();
-    let lost: Vec<&str> =
-        state.hooks.iter().filter(|hook| !hook.attached).map(|hook| hook.hook).collect();
+    let lost = state.hooks.iter().filter(|hook| hook.needed && !hook.attached);
+    let lost: Vec<&str> = lost.map(|hook| hook.hook).collect();
     let (enforced, reason, message) = if let Some(first) = lost.first() {
         let message = format!(
             "{} of the kernel's hooks are not attached or not ours, the first is {first}: see \
@@ -81,13 +81,16 @@ mod tests {
 
     fn hook(attached: bool) -> HookStatus {
         let target = "ifindex 7".to_owned();
-        HookStatus { hook: "pod_egress", target, attached, detail: String::new() }
+        HookStatus { hook: "pod_egress", target, attached, needed: true, detail: String::new() }
     }
 
     #[test]
     fn a_node_is_in_force_while_every_hook_is_attached_and_nothing_was_refused() {
         let mut state = state();
         state.hooks = Arc::new(vec![hook(true)]);
+        assert_eq!(report(&state).enforced, Enforced::True);
+        // Redirection's own hooks enforce nothing.
+        state.hooks = Arc::new(vec![HookStatus { needed: false, ..hook(false) }]);
         assert_eq!(report(&state).enforced, Enforced::True);
         state.refused = Some("the table is full".to_owned());
         let refused = report(&state);

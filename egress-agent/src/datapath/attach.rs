@@ -12,7 +12,8 @@ use nix::libc;
 
 use super::diff::diff;
 use super::load::{
-    CGROUP_HOOKS, Hook, INTERFACE_HOOKS, Loaded, Logger, Program, UPLINK_HOOK, pinned_program,
+    CGROUP_HOOKS, Hook, INTERFACE_HOOKS, Loaded, Logger, PEER_HOOKS, Program, UPLINK_HOOK,
+    pinned_program,
 };
 use super::maps::Maps;
 use super::{CounterReader, DatapathError, EventRing, Options, SysError, sys};
@@ -37,28 +38,16 @@ pub struct Applied {
     pub warnings: Vec<String>,
 }
 
-/// One hook as the kernel reports it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct HookStatus {
-    /// Name of the program.
-    pub hook: &'static str,
-    /// The cgroup or the interface.
-    pub target: String,
-    /// The link exists, is on its target and runs the program this agent loaded.
-    pub attached: bool,
-    /// What is wrong, where something is.
-    pub detail: String,
-}
-
 /// A datapath that holds traffic. Dropping it lets go of nothing: the pins do the holding.
 pub struct Attached {
-    options: Options,
-    kubepods: PathBuf,
+    pub(super) options: Options,
+    pub(super) kubepods: PathBuf,
     maps: Maps,
     programs: Vec<Program>,
     events: Option<EventRing>,
     logger: Option<Logger>,
     has_tcx: bool,
+    no_redirect: Option<String>,
 }
 
 impl Loaded {
@@ -92,7 +81,7 @@ impl Loaded {
         self.maps.beat(crate::clock::boot_clock())?;
         let boundary = self.programs.iter().find(|program| program.hook.name == "pod_egress");
         let has_tcx = boundary.is_some_and(|program| sys::has_tcx(program.fd.as_fd()));
-        let attached = Attached {
+        let mut attached = Attached {
             options: self.options,
             kubepods: kubepods.to_owned(),
             maps: self.maps,
@@ -100,6 +89,7 @@ impl Loaded {
             events: Some(self.events),
             logger: self.logger,
             has_tcx,
+            no_redirect: self.no_redirect,
         };
         attached.link_cgroup()?;
         attached.link_interfaces(true, &mut applied)?;
@@ -137,6 +127,11 @@ impl Attached {
         CounterReader::open(&self.options)
     }
 
+    /// Why connections cannot be redirected on this node, if they cannot.
+    pub fn no_redirect(&self) -> Option<&str> {
+        self.no_redirect.as_deref()
+    }
+
     /// Entries held and room in each table the agent fills.
     pub fn usage(&self, held: &Tables) -> Vec<(&'static str, usize, usize)> {
         let room = self.maps.capacities();
@@ -148,6 +143,7 @@ impl Attached {
             ("ADDRESSES", held.addresses.len(), room.addresses),
             ("RANGES", held.ranges.len(), room.ranges),
             ("EXCEPTIONS", held.exceptions.len(), room.exceptions),
+            ("REDIRECTS", held.redirects.len(), room.redirects),
         ]
     }
 
@@ -169,61 +165,11 @@ impl Attached {
         self.maps.beat(crate::clock::boot_clock())
     }
 
-    /// What is attached where, as the kernel says, compared with what this agent loaded.
-    pub fn hooks(&self) -> Vec<HookStatus> {
-        // Zero is no cgroup's id: a directory that is gone matches no link.
-        let id = fs::metadata(&self.kubepods).map_or(0, |directory| directory.ino());
-        let cgroup = CGROUP_HOOKS.into_iter().map(move |hook| {
-            let target = self.kubepods.display().to_string();
-            self.status(hook, &self.options.link_pin(hook.name), id, target)
-        });
-        let pinned = |pins: &Path| pinned_interfaces(&self.options, pins).unwrap_or_default();
-        let uplinks = pinned(&self.options.uplink_pins()).into_iter().map(|ifindex| {
-            let pin = self.options.uplink_pins().join(ifindex.to_string());
-            self.status(UPLINK_HOOK, &pin, u64::from(ifindex), format!("ifindex {ifindex}"))
-        });
-        let interfaces = pinned(&self.options.interface_pins());
-        let interfaces = interfaces.into_iter().flat_map(|ifindex| {
-            INTERFACE_HOOKS.into_iter().map(move |hook| {
-                let pin = interface_pin(&self.options, hook, ifindex);
-                self.status(hook, &pin, u64::from(ifindex), format!("ifindex {ifindex}"))
-            })
-        });
-        cgroup.chain(interfaces).chain(uplinks).collect()
-    }
-
-    /// Interfaces on which the boundary is attached and runs the program this agent loaded.
-    pub fn verified(&self) -> BTreeSet<u32> {
-        let interfaces =
-            pinned_interfaces(&self.options, &self.options.interface_pins()).unwrap_or_default();
-        let boundary = INTERFACE_HOOKS.into_iter().find(|hook| hook.name == "pod_egress");
-        let holds = |ifindex: &u32| {
-            boundary.is_some_and(|hook| {
-                let pin = interface_pin(&self.options, hook, *ifindex);
-                self.status(hook, &pin, u64::from(*ifindex), String::new()).attached
-            })
-        };
-        interfaces.into_iter().filter(holds).collect()
-    }
-
-    fn status(&self, hook: Hook, pin: &Path, on: u64, target: String) -> HookStatus {
-        let detail = match sys::open_pin(pin).and_then(|fd| sys::link_info(fd.as_fd(), hook.name)) {
-            Err(error) => error.to_string(),
-            Ok(info) if info.target == 0 => "what it was attached to is gone".to_owned(),
-            Ok(info) if info.target != on => format!("attached to {} instead", info.target),
-            Ok(info) if Some(info.program) != self.program(hook).map(|program| program.id) => {
-                format!("runs program {}, which this agent did not load", info.program)
-            }
-            Ok(_) => String::new(),
-        };
-        HookStatus { hook: hook.name, target, attached: detail.is_empty(), detail }
-    }
-
-    fn program(&self, hook: Hook) -> Option<&Program> {
+    pub(super) fn program(&self, hook: Hook) -> Option<&Program> {
         self.programs.iter().find(|program| program.hook.name == hook.name)
     }
 
-    fn link_cgroup(&self) -> Result<(), DatapathError> {
+    fn link_cgroup(&mut self) -> Result<(), DatapathError> {
         let failed =
             |source| SysError { call: "open", object: self.kubepods.display().to_string(), source };
         let directory = fs::File::open(&self.kubepods).map_err(failed)?;
@@ -231,6 +177,15 @@ impl Attached {
         for hook in CGROUP_HOOKS {
             let target = sys::Target::Cgroup { directory: directory.as_fd(), id };
             self.ensure(hook, target, &self.options.link_pin(hook.name), true)?;
+        }
+        for hook in PEER_HOOKS {
+            let target = sys::Target::Cgroup { directory: directory.as_fd(), id };
+            let ensured = self.ensure(hook, target, &self.options.link_pin(hook.name), true);
+            if let Err(error) = ensured
+                && self.no_redirect.is_none()
+            {
+                self.no_redirect = Some(error.to_string());
+            }
         }
         Ok(())
     }
@@ -388,13 +343,16 @@ fn write(maps: &mut Maps, tables: &Tables, may_remove: bool) -> Result<Applied, 
     })
 }
 
-fn interface_pin(options: &Options, hook: Hook, ifindex: u32) -> PathBuf {
+pub(super) fn interface_pin(options: &Options, hook: Hook, ifindex: u32) -> PathBuf {
     let way = if hook.name == "pod_egress" { "egress" } else { "ingress" };
     options.interface_pins().join(format!("{ifindex}-{way}"))
 }
 
 /// Interfaces with a pinned link: the kernel's truth, not this agent's memory.
-fn pinned_interfaces(options: &Options, path: &Path) -> Result<BTreeSet<u32>, DatapathError> {
+pub(super) fn pinned_interfaces(
+    options: &Options,
+    path: &Path,
+) -> Result<BTreeSet<u32>, DatapathError> {
     let pins =
         |source| DatapathError::Pins { path: path.to_owned(), root: options.bpffs.clone(), source };
     let mut found = BTreeSet::new();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use egress_common::Mode;
 use egress_common::key::{AddressKey, ExactKey, ExceptionKey, PolicyId, RangeKey};
+use egress_common::redirect::{RedirectKey, RedirectTo};
 use egress_common::state::{Config, Exact, Exception, Pod, Policy, Range};
 
 use crate::policy::Tables;
@@ -42,6 +43,8 @@ pub struct Plan {
     pub ranges: TableDiff<(u32, RangeKey), Range>,
     /// Exceptions.
     pub exceptions: TableDiff<ExceptionKey, Exception>,
+    /// Redirections.
+    pub redirects: TableDiff<RedirectKey, RedirectTo>,
     /// Removals and relaxations that an incomplete snapshot asked for and did not get.
     pub withheld: usize,
 }
@@ -56,6 +59,7 @@ impl Plan {
             + self.addresses.put.len()
             + self.ranges.put.len()
             + self.exceptions.put.len()
+            + self.redirects.put.len()
     }
 
     /// Entries removed.
@@ -67,6 +71,7 @@ impl Plan {
             + self.addresses.remove.len()
             + self.ranges.remove.len()
             + self.exceptions.remove.len()
+            + self.redirects.remove.len()
     }
 
     fn clear_removals(&mut self) {
@@ -77,6 +82,7 @@ impl Plan {
         self.addresses.remove.clear();
         self.ranges.remove.clear();
         self.exceptions.remove.clear();
+        self.redirects.remove.clear();
     }
 }
 
@@ -97,6 +103,8 @@ pub struct Capacities {
     pub ranges: usize,
     /// Exceptions.
     pub exceptions: usize,
+    /// Redirections.
+    pub redirects: usize,
 }
 
 /// A plan that does not fit. Nothing was touched.
@@ -136,6 +144,7 @@ pub fn diff(
         addresses: table(&actual.addresses, &desired.addresses),
         ranges: table(&actual.ranges, &desired.ranges),
         exceptions: table(&actual.exceptions, &desired.exceptions),
+        redirects: table(&actual.redirects, &desired.redirects),
         ..Plan::default()
     };
     if !may_remove {
@@ -152,6 +161,7 @@ pub fn diff(
     fits("ADDRESSES", &plan.addresses, &actual.addresses, room.addresses)?;
     fits("RANGES", &plan.ranges, &actual.ranges, room.ranges)?;
     fits("EXCEPTIONS", &plan.exceptions, &actual.exceptions, room.exceptions)?;
+    fits("REDIRECTS", &plan.redirects, &actual.redirects, room.redirects)?;
 
     let generation = actual.config.generation;
     let configured = Config { generation, ..desired.config } == actual.config;

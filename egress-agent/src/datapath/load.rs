@@ -32,6 +32,13 @@ pub(super) const CGROUP_HOOKS: [Hook; 6] = [
     Hook { name: "sendmsg6", attach: bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG },
 ];
 
+/// The hooks that tell an application the peer it asked for, without which nothing is redirected.
+/// Also at `kubepods`; a kernel that refuses them still gets everything else.
+pub(super) const PEER_HOOKS: [Hook; 2] = [
+    Hook { name: "getpeername4", attach: bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME },
+    Hook { name: "getpeername6", attach: bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME },
+];
+
 /// The hooks attached to every pod's interface. Replies are tracked before anything is dropped.
 pub(super) const INTERFACE_HOOKS: [Hook; 2] = [
     Hook { name: "pod_ingress", attach: bpf_attach_type::BPF_TCX_EGRESS },
@@ -43,7 +50,7 @@ pub(super) const UPLINK_HOOK: Hook =
     Hook { name: "uplink_egress", attach: bpf_attach_type::BPF_TCX_EGRESS };
 
 /// Maps that outlive the agent.
-pub(super) const PINNED: [&str; 18] = [
+pub(super) const PINNED: [&str; 20] = [
     "CONFIG",
     "HEARTBEAT",
     "POLICIES",
@@ -57,6 +64,8 @@ pub(super) const PINNED: [&str; 18] = [
     "PLACES",
     "HANDS",
     "BUCKETS",
+    "REDIRECTS",
+    "ORIGINALS",
     "COUNTERS",
     "NODE_COUNTERS",
     "LOSSES",
@@ -85,6 +94,8 @@ pub struct Loaded {
     pub(super) programs: Vec<Program>,
     pub(super) events: EventRing,
     pub(super) logger: Option<Logger>,
+    /// Why the kernel has no [`PEER_HOOKS`], where it refused them.
+    pub(super) no_redirect: Option<String>,
 }
 
 impl Loaded {
@@ -116,12 +127,20 @@ impl Loaded {
         loader.override_global("KERNEL_LOG", &kernel_log, true);
         let mut ebpf = loader.load(object()).map_err(|source| load_error("object", source))?;
 
-        let programs = CGROUP_HOOKS
+        let mut programs = CGROUP_HOOKS
             .into_iter()
             .chain(INTERFACE_HOOKS)
             .chain([UPLINK_HOOK])
             .map(|hook| load_program(&mut ebpf, hook))
             .collect::<Result<Vec<_>, _>>()?;
+        let peers = PEER_HOOKS.into_iter().map(|hook| load_program(&mut ebpf, hook));
+        let no_redirect = match peers.collect::<Result<Vec<_>, _>>() {
+            Ok(peers) => {
+                programs.extend(peers);
+                None
+            }
+            Err(error) => Some(causes(&error)),
+        };
         let logger = if options.kernel_log {
             let logger = aya_log::EbpfLogger::init_with_logger(&mut ebpf, log::logger());
             Some(logger.map_err(|source| load_error("map AYA_LOGS", source))?)
@@ -130,7 +149,12 @@ impl Loaded {
         };
         let maps = Maps::take(&mut ebpf)?;
         let events = EventRing::take(&mut ebpf)?;
-        Ok(Self { options: options.clone(), maps, programs, events, logger })
+        Ok(Self { options: options.clone(), maps, programs, events, logger, no_redirect })
+    }
+
+    /// Why connections cannot be redirected on this node, if they cannot.
+    pub fn no_redirect(&self) -> Option<&str> {
+        self.no_redirect.as_deref()
     }
 
     /// Reads the kernel's tables as an earlier agent left them.
@@ -147,6 +171,11 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     DatapathError::Load { what: what.to_owned(), source: Box::new(source) }
+}
+
+/// The kernel's first word on a program it refused; the verifier's log is for nobody's status.
+fn causes(error: &DatapathError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<Program, DatapathError> {

@@ -6,6 +6,7 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError};
 use egress_common::key::{AddressKey, ExactKey, ExceptionKey, PodId, PolicyId, RangeKey, ReplyKey};
+use egress_common::redirect::{RedirectKey, RedirectTo};
 use egress_common::state::{
     Config, Exact, Exception, PlaceKey, Pod, Policy, REPLIES_PER_POD, Range, Reply, range,
 };
@@ -25,6 +26,7 @@ pub(super) struct Maps {
     addresses: HashMap<MapData, AddressKey, u32>,
     ranges: LpmTrie<MapData, RangeKey, Range>,
     exceptions: HashMap<MapData, ExceptionKey, Exception>,
+    redirects: HashMap<MapData, RedirectKey, RedirectTo>,
     replies: HashMap<MapData, ReplyKey, Reply>,
     places: HashMap<MapData, PlaceKey, ReplyKey>,
     hands: HashMap<MapData, PodId, u64>,
@@ -64,6 +66,7 @@ impl Maps {
             addresses: capacity(ebpf, "ADDRESSES")?,
             ranges: capacity(ebpf, "RANGES")?,
             exceptions: capacity(ebpf, "EXCEPTIONS")?,
+            redirects: capacity(ebpf, "REDIRECTS")?,
         };
         Ok(Self {
             config: take(ebpf, "CONFIG")?,
@@ -75,6 +78,7 @@ impl Maps {
             addresses: take(ebpf, "ADDRESSES")?,
             ranges: take(ebpf, "RANGES")?,
             exceptions: take(ebpf, "EXCEPTIONS")?,
+            redirects: take(ebpf, "REDIRECTS")?,
             replies: take(ebpf, "REPLIES")?,
             places: take(ebpf, "PLACES")?,
             hands: take(ebpf, "HANDS")?,
@@ -102,6 +106,7 @@ impl Maps {
             addresses: in_map("ADDRESSES", self.addresses.iter().collect())?,
             ranges,
             exceptions: in_map("EXCEPTIONS", self.exceptions.iter().collect())?,
+            redirects: in_map("REDIRECTS", self.redirects.iter().collect())?,
         })
     }
 
@@ -109,12 +114,14 @@ impl Maps {
     ///
     /// No moment between allows more than the state before or after: denials inside a prefix are
     /// there before the prefix allows and leave after it, an address is known as a gateway's only
-    /// once its endpoints are in, pods come after the policy they name, the configuration last.
+    /// once its endpoints are in, connections are redirected to endpoints that are in, pods come
+    /// after the policy they name, the configuration last.
     pub(super) fn write(&mut self, plan: &Plan) -> Result<(), DatapathError> {
         self.put_ranges(plan, only_denies)?;
         put("EXCEPTIONS", &mut self.exceptions, &plan.exceptions)?;
         put("EXACT", &mut self.exact, &plan.exact)?;
         put("ADDRESSES", &mut self.addresses, &plan.addresses)?;
+        put("REDIRECTS", &mut self.redirects, &plan.redirects)?;
         self.put_ranges(plan, |range| !only_denies(range))?;
         put("POLICIES", &mut self.policies, &plan.policies)?;
         put("PODS", &mut self.pods, &plan.pods)?;
@@ -125,6 +132,7 @@ impl Maps {
         remove("INTERFACES", &mut self.interfaces, &plan.interfaces)?;
         remove("PODS", &mut self.pods, &plan.pods)?;
         remove("POLICIES", &mut self.policies, &plan.policies)?;
+        remove("REDIRECTS", &mut self.redirects, &plan.redirects)?;
         for (bits, key) in &plan.ranges.remove {
             absent_is_removed("RANGES", self.ranges.remove(&Key::new(*bits, *key)))?;
         }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::attach::unlink;
-use super::load::{CGROUP_HOOKS, INTERFACE_HOOKS, PINNED, UPLINK_HOOK};
+use super::load::{CGROUP_HOOKS, INTERFACE_HOOKS, PEER_HOOKS, PINNED, UPLINK_HOOK};
 use super::{DatapathError, Options};
 
 /// What was removed.
@@ -59,7 +59,7 @@ pub fn uninstall(options: &Options) -> Result<Removed, DatapathError> {
 }
 
 fn is_hook(name: &str) -> bool {
-    let hooks = CGROUP_HOOKS.iter().chain(&INTERFACE_HOOKS);
+    let hooks = CGROUP_HOOKS.iter().chain(&PEER_HOOKS).chain(&INTERFACE_HOOKS);
     hooks.chain([&UPLINK_HOOK]).any(|hook| hook.name == name)
 }
 
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn only_our_names_are_ours() {
-        assert!(is_hook("wall") && !is_hook("wall2") && !is_hook(""));
+        assert!(is_hook("wall") && is_hook("getpeername6") && !is_hook("wall2") && !is_hook(""));
         assert!(is_interface_link("12-egress") && is_interface_link("12-ingress"));
         assert!(!is_interface_link("eth0-egress") && !is_interface_link("12-other"));
         assert!(is_schema("s1") && !is_schema("sys") && !is_schema("1"));

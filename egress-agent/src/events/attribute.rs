@@ -144,6 +144,7 @@ const fn is_about_the_destination(reason: Reason) -> bool {
         | Reason::Infrastructure
         | Reason::Cluster
         | Reason::Exception
+        | Reason::Redirected
         | Reason::Ethertype
         | Reason::Malformed
         | Reason::Fragment
@@ -151,7 +152,8 @@ const fn is_about_the_destination(reason: Reason) -> bool {
         | Reason::RateLimited
         | Reason::UnknownPod
         | Reason::PolicyStale
-        | Reason::ForeignSocket => false,
+        | Reason::ForeignSocket
+        | Reason::RedirectUnavailable => false,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::key::{Addr, GatewayId, PodId, PolicyId};
+use egress_common::redirect::{RedirectKey, RedirectTo};
 use egress_common::state::{Capture, Counter, CounterKey, Direction, Pod};
 use egress_common::{Mode, Reason, Verdict};
 
@@ -59,8 +60,13 @@ pub(super) fn state() -> AgentState {
     };
     desired.tables.pods.insert(1, judged);
     let mut state = AgentState::of(Snapshot::default(), desired);
-    let hook =
-        HookStatus { hook: "wall", target: String::new(), attached: true, detail: String::new() };
+    let hook = HookStatus {
+        hook: "wall",
+        target: String::new(),
+        attached: true,
+        needed: true,
+        detail: String::new(),
+    };
     state.hooks = Arc::new(vec![hook]);
     state.usage = Arc::new(vec![("EXACT", 3, 65536)]);
     state
@@ -82,7 +88,8 @@ pub(super) fn counters(uid: &str, packets: u64) -> BTreeMap<CounterKey, Counter>
 fn exposition_of(state: &AgentState, pods: BTreeMap<CounterKey, Counter>) -> String {
     let mut ledger = Ledger::default();
     ledger.learn(state, 1);
-    let losses = vec![("ring", 0), ("counter", 0), ("reply", 0), ("suppressed", 0)];
+    let losses =
+        vec![("ring", 0), ("counter", 0), ("reply", 0), ("suppressed", 0), ("original", 0)];
     let counted = Counted { pods, node: BTreeMap::new(), losses };
     collect(state, &counted, &ledger, &LostEvents::default()).unwrap()
 }
@@ -159,6 +166,30 @@ fn no_label_set_appears_twice() {
     assert_eq!(value(both), Some("12"));
     let unknown = r#"egress_workload_connections_total{source_namespace="unknown""#;
     assert_eq!(value(unknown), Some("1"));
+}
+
+#[test]
+fn a_redirected_connection_counts_as_one_and_not_as_another_connection() {
+    let mut state = state();
+    let mut tables = (*state.tables).clone();
+    let (key, gateway) = (
+        RedirectKey::new(PolicyId::of("shop"), 443, true, 0),
+        GatewayId::of("istio-system", "egw"),
+    );
+    tables.redirects.insert(key, RedirectTo::new(Addr::v4([10, 0, 0, 1]), 8443, gateway, 1));
+    state.tables = Arc::new(tables);
+    let pod = r#"{source_namespace="shop",source_workload="cart",source_pod="cart-0",gateway="istio-system/egw"}"#;
+    let unused = exposition_of(&state, BTreeMap::new());
+    assert!(unused.contains(&format!("egress_pod_redirects_total{pod} 0\n")), "{unused}");
+
+    let once = Counter { connections: 3, packets: 0, bytes: 0 };
+    let (reason, way) = (Reason::Redirected, Direction::Tx);
+    let key = CounterKey::new(PodId::of("uid-1"), gateway, Verdict::Allow, reason, way);
+    let text = exposition_of(&state, BTreeMap::from([(key, once)]));
+    assert!(text.contains(&format!("egress_pod_redirects_total{pod} 3\n")), "{text}");
+    let workload = r#"{source_namespace="shop",source_workload="cart",gateway="istio-system/egw"}"#;
+    assert!(text.contains(&format!("egress_workload_redirects_total{workload} 3\n")), "{text}");
+    assert!(!text.contains("reason=\"redirected\""), "{text}");
 }
 
 #[test]

@@ -27,6 +27,11 @@ pub(super) fn traffic(
         "egress_pod_bytes_total",
         "Bytes of a pod on the wire that were not dropped, by gateway and direction.",
     );
+    let mut redirects = Family::counter(
+        "egress_pod_redirects_total",
+        "Connections of a pod to the outside that were rewritten to a gateway; each is also one of \
+         its connections with reason gateway.",
+    );
     for (source, counter) in by_pod(state, ledger, counters) {
         let Words { verdict, reason, direction } = source.words;
         let labels = [
@@ -38,6 +43,10 @@ pub(super) fn traffic(
             ("reason", reason.name()),
             ("direction", direction.name()),
         ];
+        if reason == Reason::Redirected {
+            redirects.add(&labels[..4], number(counter.connections));
+            continue;
+        }
         let without_direction = &labels[..labels.len() - 1];
         if direction == Direction::Tx {
             connections.add(without_direction, number(counter.connections));
@@ -47,8 +56,9 @@ pub(super) fn traffic(
             bytes.add(&labels, number(counter.bytes));
         }
     }
-    let (workload_connections, workload_bytes) = workloads(ledger, counters);
-    vec![connections, packets, bytes, workload_connections, workload_bytes]
+    let mut families = vec![connections, packets, bytes, redirects];
+    families.extend(workloads(ledger, counters));
+    families
 }
 
 /// Names and words of one pod's counter. Two pods of one name count as one: a label set must not
@@ -89,8 +99,14 @@ fn by_pod<'a>(
             add(sums.entry(source).or_default(), counter);
         }
     }
-    // A first denial must be an increase from zero, not a series that is born at one.
+    // A first denial must be an increase from zero, not a series that is born at one; a first
+    // redirected connection as well.
     for pod in coverage.iter().filter(|pod| pod.policy.is_some()) {
+        for gateway in redirects_to(state, pod) {
+            let (verdict, reason) = (Verdict::Allow, Reason::Redirected);
+            let words = Words { verdict, reason, direction: Direction::Tx };
+            sums.entry(Source::of(pod, ledger.gateway(gateway), words)).or_default();
+        }
         for verdict in [Verdict::Audit, Verdict::Drop] {
             let words = Words { verdict, reason: Reason::NotGateway, direction: Direction::Tx };
             sums.entry(Source::of(pod, "", words)).or_default();
@@ -99,7 +115,16 @@ fn by_pod<'a>(
     sums
 }
 
-fn workloads(ledger: &Ledger, counters: &BTreeMap<CounterKey, Counter>) -> (Family, Family) {
+/// The gateways that a pod's connections may be redirected to.
+fn redirects_to<'a>(state: &'a AgentState, pod: &Coverage) -> impl Iterator<Item = u32> + 'a {
+    let entry = pod.cgroup.and_then(|cgroup| state.tables.pods.get(&cgroup));
+    let policy = entry.map(|entry| entry.policy);
+    let entries = state.tables.redirects.iter();
+    let own = entries.filter(move |(key, to)| Some(key.policy()) == policy && to.places > 0);
+    own.map(|(_, to)| to.gateway.0)
+}
+
+fn workloads(ledger: &Ledger, counters: &BTreeMap<CounterKey, Counter>) -> [Family; 3] {
     let mut connections = Family::counter(
         "egress_workload_connections_total",
         "egress_pod_connections_total summed over a workload, pods that are gone included.",
@@ -107,6 +132,10 @@ fn workloads(ledger: &Ledger, counters: &BTreeMap<CounterKey, Counter>) -> (Fami
     let mut bytes = Family::counter(
         "egress_workload_bytes_total",
         "egress_pod_bytes_total summed over a workload, pods that are gone included.",
+    );
+    let mut redirects = Family::counter(
+        "egress_workload_redirects_total",
+        "egress_pod_redirects_total summed over a workload, pods that are gone included.",
     );
     for ((workload, gateway, words), counter) in ledger.workloads(counters) {
         let Words { verdict, reason, direction } = words;
@@ -118,6 +147,10 @@ fn workloads(ledger: &Ledger, counters: &BTreeMap<CounterKey, Counter>) -> (Fami
             ("reason", reason.name()),
             ("direction", direction.name()),
         ];
+        if reason == Reason::Redirected {
+            redirects.add(&labels[..3], number(counter.connections));
+            continue;
+        }
         if direction == Direction::Tx {
             connections.add(&labels[..labels.len() - 1], number(counter.connections));
         }
@@ -125,5 +158,5 @@ fn workloads(ledger: &Ledger, counters: &BTreeMap<CounterKey, Counter>) -> (Fami
             bytes.add(&labels, number(counter.bytes));
         }
     }
-    (connections, bytes)
+    [connections, bytes, redirects]
 }

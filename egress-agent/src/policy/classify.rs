@@ -64,7 +64,11 @@ pub struct Classified<'a> {
 /// something; everything else is about the packet, or about what the cluster itself has.
 pub const fn is_outside(reason: Reason) -> bool {
     match reason {
-        Reason::NotGateway | Reason::Exception | Reason::ForeignResolver => true,
+        Reason::NotGateway
+        | Reason::Exception
+        | Reason::ForeignResolver
+        | Reason::Redirected
+        | Reason::RedirectUnavailable => true,
         Reason::Exempt
         | Reason::Local
         | Reason::Reply

@@ -15,6 +15,7 @@ mod identity;
 mod link;
 mod narrow;
 mod ranges;
+mod redirect;
 mod select;
 mod shadow;
 mod uplink;
@@ -64,6 +65,7 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
             pod_rate: rate(policy.pod_rate),
             namespace_rate: rate(policy.namespace_rate),
             deny_response: policy.deny_response.number(),
+            redirect: u8::from(redirect::add(*id, variant, &gateways, node, &mut desired)),
             ..KernelPolicy::new(policy.mode, policy.on_agent_loss)
         };
         desired.tables.policies.insert(*id, entry);

@@ -6,6 +6,7 @@
 mod entry;
 mod fix;
 mod mesh;
+mod redirect;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::tables::At;
 use super::{Coverage, Desired, Snapshot, Tables};
 use entry::{Asked, Found};
+use redirect::Redirection;
 
 /// A destination to ask about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +127,7 @@ impl fmt::Display for Explanation {
 }
 
 /// The verdict order as `explain` shows it, by line.
-pub const LINES: [&str; 17] = [
+pub const LINES: [&str; 18] = [
     "a pod the agent has not learned reaches loopback and named resolvers, and answers what was opened from outside",
     "no policy governs the pod; only the source guard applies",
     "only untagged IPv4, IPv6 and exact ARP leave a pod",
@@ -143,6 +145,7 @@ pub const LINES: [&str; 17] = [
     "the agent's lease has expired and the policy denies new connections then",
     "its socket is neither the pod's nor its mesh proxy's",
     "a Service's address must lead to what some policy of the node may reach",
+    "what would be denied as not_gateway goes to the gateway, where the policy redirects its port",
 ];
 
 /// Answers for a pod that the snapshot knows. `now` is the boot clock in nanoseconds.
@@ -156,9 +159,17 @@ pub fn explain(
 ) -> Explanation {
     let subject = subject(live, kernel_entry(live, pod));
     let packet = first_packet(&subject, question);
-    let ruling = decide(&subject, &packet, &At { tables: live, now });
+    let mut ruling = decide(&subject, &packet, &At { tables: live, now });
+    // The connect hook comes first, and what it rewrites no packet hook sees.
+    let caller = wall_entry(live, pod).map(|entry| self::subject(live, Some(entry)));
+    let redirection = caller.and_then(|who| redirect::ask(live, &who, question, now));
+    let redirection = redirection.as_ref();
+    if let Some(Redirection { outcome, in_force: true, .. }) = redirection {
+        ruling = outcome.ruling;
+    }
     let verdict = subject.verdict(ruling.reason);
-    let asked = Asked { desired, live, snapshot, pod, who: &subject, packet: &packet, now };
+    let asked =
+        Asked { desired, live, snapshot, pod, who: &subject, packet: &packet, redirection, now };
     let (entry, origin) = match asked.found(ruling) {
         Some(Found { text, origin }) => (Some(text), origin),
         None => (None, None),
@@ -170,7 +181,12 @@ pub fn explain(
         reason: ruling.reason.name().to_owned(),
         line: ruling.line,
         rule: LINES.get(usize::from(ruling.line)).copied().unwrap_or_default().to_owned(),
-        socket: socket_answer(live, pod, question, now),
+        socket: match redirection {
+            Some(to) if to.in_force && to.outcome.to.is_some() => {
+                format!("redirected to {}; its peer is told as {question}", to.gateways(desired))
+            }
+            _ => socket_answer(live, pod, question, now),
+        },
         entry,
         origin,
         policy: pod.policy.clone(),

@@ -200,6 +200,8 @@ pub struct EgressPolicy {
     /// Remotes outside the cluster whose connections toward these pods may be answered (load
     /// balancers that keep the client's address).
     pub inbound_ranges: Vec<IpNet>,
+    /// Ports of the outside whose connections go to the gateways, for pods without a proxy.
+    pub redirect: Vec<RedirectPort>,
     /// Connections each pod may open toward gateways.
     pub pod_rate: Option<ConnectionRate>,
     /// Connections all pods of a namespace on one node may open toward gateways.
@@ -220,6 +222,16 @@ impl EgressPolicy {
     pub fn id(&self) -> PolicyId {
         PolicyId::of(&self.name)
     }
+}
+
+/// A port of the outside whose TCP connections go to the gateways instead of being refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct RedirectPort {
+    /// The port an application dials, 1 to 65535.
+    pub port: u16,
+    /// The port of the gateways' pods that takes it; `None` for the one their Services map
+    /// [`port`](Self::port) to.
+    pub gateway_port: Option<u16>,
 }
 
 /// How many connections may be opened.

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use egress_common::key::{
     Addr, AddressKey, ExactKey, ExceptionKey, GatewayId, PolicyId, RangeKey, ReplyKey,
 };
+use egress_common::redirect::{RedirectKey, RedirectTo};
 use egress_common::state::{Config, Exact, Exception, Pod, Policy, Range};
-use egress_common::{Lookup, Subject};
+use egress_common::{Endpoints, Lookup, Subject};
 
 use super::Origin;
 
@@ -31,6 +32,8 @@ pub struct Tables {
     pub ranges: BTreeMap<(u32, RangeKey), Range>,
     /// Exceptions in force.
     pub exceptions: BTreeMap<ExceptionKey, Exception>,
+    /// Where denied connections go, for policies that redirect.
+    pub redirects: BTreeMap<RedirectKey, RedirectTo>,
 }
 
 /// Where entries came from.
@@ -117,5 +120,11 @@ impl Lookup for At<'_> {
 
     fn now(&self) -> u64 {
         self.now
+    }
+}
+
+impl Endpoints for At<'_> {
+    fn endpoint(&self, key: &RedirectKey) -> Option<RedirectTo> {
+        self.tables.redirects.get(key).copied()
     }
 }

@@ -3,6 +3,7 @@
 //! An unknown field in a policy is a rule its author believes in and nobody applies, so the whole
 //! object is refused and every field that is wrong is named.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use egress_common::Mode;
@@ -15,31 +16,23 @@ use super::moment;
 use super::object::{Metadata, OWN_GROUP};
 use super::policy_spec::{
     AddressSpec, DenyResponseText, DestinationSpec, ExceptionSpec, GatewaySpec, InfrastructureSpec,
-    ModeText, OnAgentLossText, PolicySpec, RateLimitSpec, RateSpec, SelectorSpec, Whole,
+    ModeText, OnAgentLossText, PolicySpec, RateLimitSpec, RateSpec, RedirectSpec, SelectorSpec,
+    Whole,
 };
 use super::range::{self, Use};
 use crate::policy::{
     ConnectionRate, EgressException, EgressPolicy, ExactAddress, GatewayRef, GatewayTarget,
-    ObjectName, Origin, Selector,
+    ObjectName, Origin, RedirectPort, Selector,
 };
 
 /// The version of our objects that is read.
 pub(super) const VERSION: &str = "v1alpha1";
-/// Fields of the design that this version does not know how to enforce.
-const LATER: [&str; 1] = ["redirect"];
 
 /// Types the object and checks what is common to both kinds.
 fn whole<S: serde::de::DeserializeOwned>(
     value: Value,
     origin: &Origin,
 ) -> Result<(Metadata, S), FieldErrors> {
-    let later = |name: &&&str| value.pointer(&format!("/spec/{name}")).is_some();
-    if let Some(name) = LATER.iter().find(later) {
-        return Err(FieldErrors::one(
-            &format!("spec.{name}"),
-            "not supported by this version; remove it",
-        ));
-    }
     if value.pointer("/spec/mode").is_some_and(Value::is_boolean) {
         return Err(FieldErrors::one(
             "spec.mode",
@@ -115,6 +108,8 @@ pub(super) fn policy(
         all(&mut errors, "spec.inboundRanges", &spec.inbound_ranges, |path, text| {
             range::read(path, text, Use::Allowed)
         });
+    let redirect = spec.redirect.map(|spec| redirect(spec, gateways.is_empty()));
+    let redirect = redirect.and_then(|read| errors.take(read)).unwrap_or_default();
     let (pod_rate, namespace_rate) = match spec.rate_limit {
         Some(limit) => errors.take(rate_limit(limit)).unwrap_or_default(),
         None => (None, None),
@@ -134,6 +129,7 @@ pub(super) fn policy(
         infrastructure,
         nodes,
         inbound_ranges,
+        redirect,
         pod_rate,
         namespace_rate,
         deny_response: match spec.deny_response {
@@ -196,6 +192,44 @@ pub(super) fn exception(
             }
         });
     errors.finish(exception)
+}
+
+/// Ports that line 8 of the verdict order decides on: only named resolvers are reached there.
+const DNS_PORTS: [u16; 2] = [53, 853];
+
+/// What is redirected, at least one port and none twice.
+fn redirect(spec: RedirectSpec, no_gateway: bool) -> Result<Vec<RedirectPort>, FieldErrors> {
+    const PATH: &str = "spec.redirect";
+    let RedirectSpec { ports } = spec;
+    let mut errors = FieldErrors::default();
+    if no_gateway {
+        errors.push(PATH, "needs a gateway to redirect to: name one in spec.gateways");
+    }
+    if ports.is_empty() {
+        let meaning =
+            "required: the TCP ports to redirect, such as [443, {port: 80, gatewayPort: 8080}]";
+        errors.push(&format!("{PATH}.ports"), meaning);
+    }
+    let mut seen = BTreeSet::new();
+    for (i, port) in ports.iter().enumerate() {
+        let path = format!("{PATH}.ports[{i}]");
+        if port.port == 0 {
+            errors.push(&format!("{path}.port"), "must be 1 to 65535");
+        } else if DNS_PORTS.contains(&port.port) {
+            let what = format!("{} is DNS, which only named resolvers get; remove it", port.port);
+            errors.push(&format!("{path}.port"), what);
+        } else if !seen.insert(port.port) {
+            let what = format!("{} is listed twice; a port goes to one gateway port", port.port);
+            errors.push(&format!("{path}.port"), what);
+        }
+        if port.gateway_port == Some(0) {
+            let meaning = "must be 1 to 65535: the port the gateway's pods listen on";
+            errors.push(&format!("{path}.gatewayPort"), meaning);
+        }
+    }
+    let each = ports.into_iter();
+    let each = each.map(|one| RedirectPort { port: one.port, gateway_port: one.gateway_port });
+    errors.finish(Some(each.collect()))
 }
 
 type Rates = (Option<ConnectionRate>, Option<ConnectionRate>);

@@ -7,11 +7,12 @@
 #![expect(clippy::duplicated_attributes, reason = "each printer column has a type of its own")]
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::crd::schema;
 use super::field::AutoOr;
@@ -102,6 +103,9 @@ pub(super) struct PolicySpec {
     /// balancers that keep the client's address. None wider than /8, or /16 for IPv6.
     #[schemars(with = "Vec<schema::AllowedRange>", length(max = 256))]
     pub(super) inbound_ranges: Vec<String>,
+    /// TCP connections to the outside, of pods without a proxy, that go to the gateways instead of
+    /// being refused. The gateway tells TLS apart by its server name and HTTP by its Host.
+    pub(super) redirect: Option<RedirectSpec>,
     /// How many connections toward gateways may be opened, counted in the kernel.
     pub(super) rate_limit: Option<RateLimitSpec>,
     /// What a refused client sees: `Reset` fails it in milliseconds, `Drop` leaves it waiting.
@@ -112,6 +116,68 @@ pub(super) struct PolicySpec {
     /// What happens once the agent has been silent for longer than its lease: `hold` keeps the
     /// policy, `denyNew` refuses new connections, `audit` lets them through and reports them.
     pub(super) on_agent_loss: OnAgentLossText,
+}
+
+/// Connections that go to the gateways instead of being refused.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, Serialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields, expecting = "a mapping")]
+#[schemars(extend("required" = ["ports"]))]
+pub(super) struct RedirectSpec {
+    /// The ports that applications dial, each once.
+    #[schemars(length(min = 1, max = 64))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["port"]))]
+    pub(super) ports: Vec<RedirectPortSpec>,
+}
+
+/// One port to redirect, and the gateway's port that takes it. In a manifest that no API server
+/// sees, the number alone does too.
+#[derive(Clone, Copy, Debug, JsonSchema, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RedirectPortSpec {
+    /// The port that applications dial; not 53 or 853, which are for resolvers.
+    #[schemars(with = "schema::RedirectedPort")]
+    pub(super) port: u16,
+    /// The port of the gateway's pods that takes it, such as its TLS port for 443 and its HTTP
+    /// port for 80. Unless given, the one that the gateway's Service maps `port` to, or the only
+    /// one there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "schema::Port")]
+    pub(super) gateway_port: Option<u16>,
+}
+
+impl<'de> Deserialize<'de> for RedirectPortSpec {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        struct Mapping {
+            port: u16,
+            gateway_port: Option<u16>,
+        }
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = RedirectPortSpec;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port, or a mapping such as {port: 443, gatewayPort: 8443}")
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<RedirectPortSpec, E> {
+                let wrong = |_| E::invalid_value(de::Unexpected::Unsigned(number), &self);
+                let port = u16::try_from(number).map_err(wrong)?;
+                Ok(RedirectPortSpec { port, gateway_port: None })
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(
+                self,
+                map: A,
+            ) -> Result<RedirectPortSpec, A::Error> {
+                let mapping = de::value::MapAccessDeserializer::new(map);
+                let Mapping { port, gateway_port } = Mapping::deserialize(mapping)?;
+                Ok(RedirectPortSpec { port, gateway_port })
+            }
+        }
+        input.deserialize_any(Visitor)
+    }
 }
 
 /// Connections per second; of each pod, of a namespace, or both.

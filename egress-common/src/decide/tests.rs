@@ -13,24 +13,24 @@ use crate::packet::{Icmp, tcp};
 use crate::reason::Mode;
 use crate::state::Capture;
 
-const POLICY: PolicyId = PolicyId(7);
-const GATEWAY: GatewayId = GatewayId(9);
+pub(crate) const POLICY: PolicyId = PolicyId(7);
+pub(crate) const GATEWAY: GatewayId = GatewayId(9);
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const NOW: u64 = 1000;
 
-fn addr(text: &str) -> Addr {
+pub(crate) fn addr(text: &str) -> Addr {
     Addr::from(text.parse::<IpAddr>().unwrap())
 }
 
 /// The tables of a small cluster.
 #[derive(Default)]
-struct Table {
+pub(crate) struct Table {
     exact: BTreeMap<ExactKey, Exact>,
     addresses: BTreeMap<AddressKey, u32>,
     ranges: Vec<(PolicyId, Addr, u32, Range)>,
     exceptions: BTreeMap<ExceptionKey, Exception>,
     replies: Vec<ReplyKey>,
-    over_rate: bool,
+    pub(crate) over_rate: bool,
     foreign: bool,
 }
 
@@ -69,7 +69,7 @@ impl Lookup for Table {
 }
 
 impl Table {
-    fn with_exact(mut self, ip: &str, protocol: u8, port: u16, entry: Exact) -> Self {
+    pub(crate) fn with_exact(mut self, ip: &str, protocol: u8, port: u16, entry: Exact) -> Self {
         self.exact.insert(ExactKey::new(POLICY, addr(ip), protocol, port), entry);
         self
     }
@@ -78,7 +78,7 @@ impl Table {
         self
     }
     /// `len` counts the bits of the mapped form.
-    fn with_range(mut self, net: &str, len: u32, kinds: u32) -> Self {
+    pub(crate) fn with_range(mut self, net: &str, len: u32, kinds: u32) -> Self {
         self.ranges.push((POLICY, addr(net), len, Range { kinds, exceptions: 0 }));
         self
     }
@@ -89,7 +89,7 @@ impl Table {
     }
 }
 
-fn cluster() -> Table {
+pub(crate) fn cluster() -> Table {
     Table::default()
         .with_range("10.0.0.0", 104, range::CLUSTER)
         .with_range("10.0.9.1", 128, range::CLUSTER | range::NODE)
@@ -100,7 +100,7 @@ fn cluster() -> Table {
         .with_range("2001:2::", 48, range::MESH_VIP)
 }
 
-fn pod() -> Subject {
+pub(crate) fn pod() -> Subject {
     Subject {
         pod: PodId(1),
         policy: POLICY,
@@ -116,7 +116,8 @@ fn pod() -> Subject {
         namespace: crate::key::NamespaceId(3),
         answers: false,
         guarded: false,
-        pad: [0; 2],
+        redirects: false,
+        pad: 0,
     }
 }
 

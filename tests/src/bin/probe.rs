@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use egress_tests::attempt::{Outcome, client_hello};
+use egress_tests::dial::{Way, dial, redial};
 use egress_tests::frame::{Packet, SYN, protocol};
 use egress_tests::sniffer::packet_address;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -31,7 +32,12 @@ enum What {
         http: Option<String>,
         #[arg(long, default_value_t = 1500)]
         patience: u64,
+        /// How to open it.
+        #[arg(long, value_enum, default_value_t)]
+        way: Way,
     },
+    /// Open a TCP connection, undo it, and open another with the same socket.
+    Redial { one: SocketAddr, other: SocketAddr },
     /// Open and close TCP connections as fast as it goes, for so many milliseconds; says how many
     /// were opened.
     Connects {
@@ -104,10 +110,30 @@ fn mac(text: &str) -> Result<[u8; 6], String> {
 
 fn main() -> std::io::Result<()> {
     let start = Instant::now();
+    let mut peer = None;
     let (result, attempts) = match Cli::parse().what {
         What::Serve { kind, address } => return serve(&kind, address),
-        What::Tcp { address, sni, http, patience } => {
-            (tcp(address, sni.as_deref(), http.as_deref(), Duration::from_millis(patience)), 1)
+        What::Tcp { address, sni, http, patience, way } => {
+            let question = match (sni, http) {
+                (Some(name), _) => client_hello(&name),
+                (None, Some(host)) => request(&host),
+                (None, None) => Vec::new(),
+            };
+            let patience = Duration::from_millis(patience);
+            let answer = dial(way, address, &question, patience).and_then(|stream| {
+                peer = Some(stream.peer_addr()?);
+                if question.is_empty() {
+                    return Ok("connected".to_owned());
+                }
+                answer(stream, patience)
+            });
+            (answer, 1)
+        }
+        What::Redial { one, other } => {
+            let patience = Duration::from_millis(1500);
+            let stream = redial(one, other, patience).and_then(|stream| stream.peer_addr());
+            peer = stream.as_ref().ok().copied();
+            (stream.map(|_| "connected".to_owned()), 2)
         }
         What::Connects { address, milliseconds } => {
             (Ok(String::new()), connects(address, start + Duration::from_millis(milliseconds)))
@@ -133,7 +159,7 @@ fn main() -> std::io::Result<()> {
             }
         }
     };
-    let outcome = Outcome::new(result, start.elapsed(), attempts);
+    let outcome = Outcome { peer, ..Outcome::new(result, start.elapsed(), attempts) };
     let line = serde_json::to_string(&outcome)?;
     writeln!(std::io::stdout(), "{line}")
 }
@@ -142,7 +168,7 @@ fn hold(address: SocketAddr, until: Instant) -> (std::io::Result<String>, u64) {
     let mut echoes = 0;
     let mut keep = || -> std::io::Result<String> {
         let patience = Duration::from_millis(500);
-        let mut stream = TcpStream::connect_timeout(&address, patience)?;
+        let mut stream = dial(Way::default(), address, b"", patience)?;
         stream.set_read_timeout(Some(patience))?;
         while Instant::now() < until {
             stream.write_all(b"ping")?;
@@ -155,22 +181,13 @@ fn hold(address: SocketAddr, until: Instant) -> (std::io::Result<String>, u64) {
     (keep(), echoes)
 }
 
-fn tcp(
-    address: SocketAddr,
-    sni: Option<&str>,
-    http: Option<&str>,
-    patience: Duration,
-) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, patience)?;
+fn request(host: &str) -> Vec<u8> {
+    format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").into_bytes()
+}
+
+/// What the other side says first.
+fn answer(mut stream: TcpStream, patience: Duration) -> std::io::Result<String> {
     stream.set_read_timeout(Some(patience))?;
-    let question = match (sni, http) {
-        (Some(name), _) => client_hello(name),
-        (None, Some(host)) => {
-            format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").into_bytes()
-        }
-        (None, None) => return Ok("connected".to_owned()),
-    };
-    stream.write_all(&question)?;
     let mut answer = [0u8; 512];
     let length = stream.read(&mut answer)?;
     let answer = answer.get(..length).unwrap_or_default();

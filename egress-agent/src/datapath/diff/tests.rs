@@ -9,6 +9,7 @@ const ROOM: Capacities = Capacities {
     addresses: 8,
     ranges: 8,
     exceptions: 8,
+    redirects: 8,
 };
 
 fn pod(policy: u32) -> Pod {

@@ -23,6 +23,7 @@ use crate::policy::{
     Problem, ProblemCode, RejectReason, Rejection,
 };
 use find::Finder;
+pub(super) use find::HBONE_PORT;
 use owner::Owners;
 
 /// Every gateway any policy names.
@@ -57,6 +58,8 @@ pub(super) struct Resolved {
 pub(super) struct Endpoint {
     pub(super) draining: bool,
     pub(super) pod: Option<ObjectName>,
+    /// Ports of the gateway's Services that lead here.
+    pub(super) serves: BTreeSet<u16>,
     pub(super) origin: Origin,
 }
 

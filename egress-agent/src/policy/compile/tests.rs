@@ -10,6 +10,7 @@ mod links;
 mod narrow;
 mod properties;
 mod ranges;
+mod redirect;
 mod refusals;
 mod selection;
 mod shadows;

@@ -5,6 +5,7 @@ use egress_common::packet::{Packet, protocol};
 use egress_common::state::{Capture, Exact, Target, range};
 use egress_common::{Reason, Ruling, Subject};
 
+use super::redirect::Redirection;
 use crate::policy::{Coverage, Desired, Narrowed, Snapshot, Tables};
 
 /// An entry and where it came from.
@@ -21,6 +22,8 @@ pub(super) struct Asked<'a> {
     pub(super) pod: &'a Coverage,
     pub(super) who: &'a Subject,
     pub(super) packet: &'a Packet,
+    /// What redirection says of it, where it has something to say.
+    pub(super) redirection: Option<&'a Redirection>,
     /// Boot clock, nanoseconds.
     pub(super) now: u64,
 }
@@ -47,6 +50,7 @@ impl Asked<'_> {
             Reason::Node | Reason::Tunnel => self.range(range::NODE),
             Reason::Exception => self.exception(),
             Reason::Exempt => self.identity(),
+            Reason::Redirected | Reason::RedirectUnavailable => self.redirect(),
             Reason::Local
             | Reason::Reply
             | Reason::Ethertype
@@ -141,6 +145,20 @@ impl Asked<'_> {
         Some(Found {
             text: format!("RANGES[{}, {}] = {}", self.policy(), prefix(*key), kinds(value.kinds)),
             origin: self.desired.origins.ranges.get(source).map(ToString::to_string),
+        })
+    }
+
+    fn redirect(&self) -> Option<Found> {
+        let redirection = self.redirection?;
+        let family = if self.packet.dst.is_v4() { "IPv4" } else { "IPv6" };
+        Some(Found {
+            text: format!(
+                "REDIRECTS[{}, tcp {}, {family}] = {}",
+                self.policy(),
+                self.packet.dst_port,
+                redirection.addresses()
+            ),
+            origin: self.desired.origins.policies.get(&self.who.policy).map(ToString::to_string),
         })
     }
 

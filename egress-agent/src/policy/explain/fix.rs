@@ -22,9 +22,20 @@ pub(super) fn fix(asked: &Asked<'_>, reason: Reason) -> String {
         | Reason::Gateway
         | Reason::Infrastructure
         | Reason::Cluster => "nothing: it is allowed",
+        Reason::Redirected => return redirected(asked),
+        Reason::RedirectUnavailable => {
+            "give the policy's gateways a healthy endpoint of this address family for the port: see \
+             gateways and problems in `egress-agent status`"
+        }
         Reason::Exception => "nothing for now: it stops with the exception",
         Reason::GatewayPort => return gateway_port(asked),
-        Reason::NotGateway => return not_gateway(asked),
+        Reason::NotGateway => match asked.redirection {
+            Some(later) if later.outcome.to.is_some() => {
+                let to = later.gateways(asked.desired);
+                return format!("nothing: in mode enforce it is redirected to {to}");
+            }
+            _ => return not_gateway(asked),
+        },
         Reason::Ethertype | Reason::Malformed | Reason::Fragment => {
             "find the process that sends it: no ordinary socket does"
         }
@@ -63,6 +74,15 @@ pub(super) fn fix(asked: &Asked<'_>, reason: Reason) -> String {
         Reason::PolicyStale => "restart the agent: its lease has expired",
     };
     text.to_owned()
+}
+
+/// Which connections it holds for, and which not.
+fn redirected(asked: &Asked<'_>) -> String {
+    let to = asked.redirection.map_or_else(String::new, |to| to.gateways(asked.desired));
+    format!(
+        "nothing: what applications dial goes to {to}; what is sent without connect, as through a \
+         raw socket, is denied as not_gateway"
+    )
 }
 
 /// The object that forbids it, or nobody who named it.

@@ -1,5 +1,7 @@
 //! Answers about the compiler's own fixture, as an operator would read them.
 
+mod redirect;
+
 use std::collections::BTreeSet;
 
 use egress_common::state::Capture;

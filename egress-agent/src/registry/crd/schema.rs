@@ -43,6 +43,20 @@ value! {
 }
 
 value! {
+    /// A port whose connections may be redirected.
+    RedirectedPort = json_schema!({
+        "type": "integer",
+        "format": "int32",
+        "minimum": 1,
+        "maximum": 65535,
+        "x-kubernetes-validations": [rule(
+            "!(self in [53, 853])",
+            "is DNS, which only named resolvers get",
+        )],
+    })
+}
+
+value! {
     /// Text that says something.
     Words = json_schema!({
         "type": "string",

@@ -4,7 +4,7 @@ use egress_common::Mode;
 use egress_common::state::OnAgentLoss;
 
 use super::*;
-use crate::policy::{ExactAddress, GatewayTarget};
+use crate::policy::{ExactAddress, GatewayTarget, RedirectPort};
 
 const EXCEPTION: &str = "apiVersion: egress-enforcer.io/v1alpha1
 kind: EgressException
@@ -53,6 +53,7 @@ spec:
   infrastructure: {apiServer: false, istiod: false, addresses: [{ip: 192.0.2.9, port: 4317}]}
   nodes: [{ip: 192.0.2.1, port: 53, protocol: UDP}]
   inboundRanges: [203.0.113.0/24]
+  redirect: {ports: [443, {port: 80, gatewayPort: 8080}]}
   onAgentLoss: denyNew
 status: {conditions: []}
 ",
@@ -73,6 +74,8 @@ status: {conditions: []}
     assert_eq!(policy.infrastructure, [exact("192.0.2.9", 6, 4317)]);
     assert_eq!(policy.nodes, [exact("192.0.2.1", 17, 53)]);
     assert_eq!(policy.inbound_ranges.len(), 1);
+    let redirect = |port, gateway_port| RedirectPort { port, gateway_port };
+    assert_eq!(policy.redirect, [redirect(443, None), redirect(80, Some(8080))]);
     assert_eq!(policy.on_agent_loss, OnAgentLoss::DenyNew);
 }
 
@@ -181,7 +184,42 @@ fn a_policy_is_refused_whole_with_the_field_named() {
             "  mode: audit\n  onAgentLoss: allow\n",
             "spec.onAgentLoss: unknown variant `allow`",
         ),
-        (spec, "  mode: audit\n  redirect: {}\n", "spec.redirect: not supported by this version"),
+        (spec, "  mode: audit\n  redirect: {}\n", "spec.redirect.ports: required"),
+        (
+            spec,
+            "  mode: audit\n  redirect: {ports: [0]}\n",
+            "spec.redirect.ports[0].port: must be 1 to 65535",
+        ),
+        (
+            spec,
+            "  mode: audit\n  redirect: {ports: [70000]}\n",
+            "spec.redirect.ports[0]: invalid value: integer `70000`, expected a port, or a mapping",
+        ),
+        (
+            spec,
+            "  mode: audit\n  redirect: {ports: [{port: 443, gatewayPort: 0}]}\n",
+            "spec.redirect.ports[0].gatewayPort: must be 1 to 65535",
+        ),
+        (
+            spec,
+            "  mode: audit\n  redirect: {ports: [{port: 443, to: 8443}]}\n",
+            "spec.redirect.ports[0].to: unknown field `to`, expected `port` or `gatewayPort`",
+        ),
+        (
+            spec,
+            "  mode: audit\n  redirect: {ports: [{gatewayPort: 8443}]}\n",
+            "spec.redirect.ports[0]: missing field `port`",
+        ),
+        (
+            spec,
+            "  mode: audit\n  redirect: {ports: [443, {port: 443, gatewayPort: 8443}]}\n",
+            "spec.redirect.ports[1].port: 443 is listed twice",
+        ),
+        (
+            spec,
+            "  mode: audit\n  redirect: {ports: [853]}\n",
+            "spec.redirect.ports[0].port: 853 is DNS, which only named resolvers get",
+        ),
         (spec, "  mode: audit\n  rateLimit: 5\n", "spec.rateLimit: invalid type"),
         (spec, "  mode: audit\n  rateLimit: {}\n", "spec.rateLimit: is empty"),
         (
@@ -235,6 +273,18 @@ fn a_policy_is_refused_whole_with_the_field_named() {
         assert!(found.starts_with("invalid EgressPolicy payments (a.yaml:1): "), "{found}");
         assert!(found.contains(expected), "expected {expected}\nfound    {found}");
     }
+}
+
+#[test]
+fn a_policy_that_redirects_needs_a_gateway() {
+    let (before, gateways) = POLICY.split_once("  gateways:\n").unwrap();
+    let rest: String = gateways
+        .lines()
+        .skip_while(|line| line.starts_with("    "))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    let found = problems(&format!("{before}  redirect: {{ports: [443]}}\n{rest}"));
+    assert!(found[0].contains("spec.redirect: needs a gateway"), "{found:?}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::policy::{
 /// Health and readiness of Envoy; not a way out.
 const STATUS_PORT: u16 = 15021;
 /// Where the pods of a waypoint, and those that ztunnel captures, are really dialled.
-const HBONE_PORT: u16 = 15008;
+pub(in crate::policy::compile) const HBONE_PORT: u16 = 15008;
 /// Label of a waypoint's pods.
 const MANAGED_LABEL: (&str, &str) = ("gateway.istio.io/managed", "istio.io-mesh-controller");
 
@@ -124,7 +124,7 @@ impl<'a> Finder<'a> {
             let tunnel = is_tunnelled(pod).then_some(HBONE_PORT);
             for port in ports.iter().copied().chain(tunnel) {
                 let address = ExactAddress { ip, protocol: protocol::TCP, port };
-                self.endpoint(address, !pod.ready, pod, &pod.origin);
+                self.endpoint(address, !pod.ready, pod, None, &pod.origin);
             }
         }
     }
@@ -158,10 +158,14 @@ impl<'a> Finder<'a> {
                     };
                     self.take(pod);
                     (serving, some) = (serving || endpoint.serving, some || pod.running);
-                    let tunnel = is_tunnelled(pod).then_some((protocol::TCP, HBONE_PORT));
-                    for (protocol, port) in ports.iter().copied().chain(tunnel) {
+                    let tunnel = is_tunnelled(pod).then_some(Offered {
+                        protocol: protocol::TCP,
+                        port: HBONE_PORT,
+                        serves: None,
+                    });
+                    for Offered { protocol, port, serves } in ports.iter().copied().chain(tunnel) {
                         let address = ExactAddress { ip, protocol, port };
-                        self.endpoint(address, !endpoint.serving, pod, &slice.origin);
+                        self.endpoint(address, !endpoint.serving, pod, serves, &slice.origin);
                     }
                 }
             }
@@ -172,8 +176,8 @@ impl<'a> Finder<'a> {
             for port in service.ports.iter().filter(|port| port.port != STATUS_PORT) {
                 for ip in service.cluster_ips.iter().copied() {
                     let address = ExactAddress { ip, protocol: port.protocol, port: port.port };
-                    let origin = service.origin.clone();
-                    self.add(address, Endpoint { draining: !serving, pod: None, origin });
+                    let (serves, origin) = (BTreeSet::new(), service.origin.clone());
+                    self.add(address, Endpoint { draining: !serving, pod: None, serves, origin });
                 }
             }
         }
@@ -186,7 +190,7 @@ impl<'a> Finder<'a> {
         service: &Service,
         offered: &[ServicePort],
         origin: &Origin,
-    ) -> Vec<(u8, u16)> {
+    ) -> Vec<Offered> {
         let mut taken = Vec::with_capacity(offered.len());
         for port in offered.iter().filter(|port| port.port != STATUS_PORT) {
             let leads_here = |own: &ServicePort| {
@@ -195,8 +199,9 @@ impl<'a> Finder<'a> {
                     && own.protocol == port.protocol
                     && pinned.is_none_or(|target| target == port.port)
             };
-            if service.ports.iter().any(leads_here) {
-                taken.push((port.protocol, port.port));
+            if let Some(own) = service.ports.iter().find(|own| leads_here(own)) {
+                let serves = Some(own.port);
+                taken.push(Offered { protocol: port.protocol, port: port.port, serves });
             } else {
                 let subject = format!("port {} `{}`", port.port, port.name);
                 self.reject(RejectReason::UnexpectedPort, subject, origin);
@@ -217,11 +222,19 @@ impl<'a> Finder<'a> {
         }
     }
 
-    /// Adds what may be dialled, unless its pod does not run yet or is in quarantine.
-    fn endpoint(&mut self, address: ExactAddress, draining: bool, pod: &Pod, origin: &Origin) {
+    /// Adds what may be dialled, unless its pod does not run yet or is in quarantine. `serves` is
+    /// the Service's port that leads there.
+    fn endpoint(
+        &mut self,
+        address: ExactAddress,
+        draining: bool,
+        pod: &Pod,
+        serves: Option<u16>,
+        origin: &Origin,
+    ) {
         if pod.running && !pod.quarantined {
-            let pod = Some(pod.name.clone());
-            self.add(address, Endpoint { draining, pod, origin: origin.clone() });
+            let (pod, serves) = (Some(pod.name.clone()), serves.into_iter().collect());
+            self.add(address, Endpoint { draining, pod, serves, origin: origin.clone() });
         }
     }
 
@@ -231,7 +244,11 @@ impl<'a> Finder<'a> {
             Entry::Vacant(slot) => {
                 slot.insert(endpoint);
             }
-            Entry::Occupied(mut known) => known.get_mut().draining &= endpoint.draining,
+            Entry::Occupied(mut known) => {
+                let known = known.get_mut();
+                known.draining &= endpoint.draining;
+                known.serves.extend(endpoint.serves);
+            }
         }
     }
 
@@ -253,6 +270,15 @@ impl<'a> Finder<'a> {
         let gateway = full_name(self.gateway);
         self.rejected.push(Rejection { gateway, reason, subject, origin: origin.clone() });
     }
+}
+
+/// A slice's port that is the Service's.
+#[derive(Clone, Copy)]
+struct Offered {
+    protocol: u8,
+    port: u16,
+    /// The Service's own port that leads to it.
+    serves: Option<u16>,
 }
 
 /// Whether the pod is dialled through the mesh's tunnel, whatever its ports are.

@@ -133,6 +133,7 @@ pub(in crate::policy) fn policy(name: &str, namespaces: &[&str]) -> EgressPolicy
         infrastructure: Vec::new(),
         nodes: Vec::new(),
         inbound_ranges: Vec::new(),
+        redirect: Vec::new(),
         pod_rate: None,
         namespace_rate: None,
         deny_response: DenyResponse::Reset,

@@ -1,6 +1,7 @@
 //! Which namespaces may use which gateway.
 
 use egress_common::Reason;
+use egress_common::redirect::RedirectKey;
 
 use super::fixture::*;
 use crate::policy::ProblemCode::NarrowingIncomplete;
@@ -8,7 +9,7 @@ use crate::policy::mesh::{
     Attachment, Authorization, AuthorizationAction, AuthorizationRule, AuthorizationSource,
     EgressListener, NamespaceCondition, PolicyTarget, Sidecar,
 };
-use crate::policy::{Desired, GatewayTarget};
+use crate::policy::{Desired, GatewayTarget, RedirectPort};
 
 /// `shop/web` and `bank/ledger` under one policy that narrows.
 pub(super) fn world() -> World {
@@ -399,4 +400,19 @@ fn narrowing_and_exceptions_are_in_force_together() {
     assert_eq!(ask(&desired, "bank/ledger", "198.51.100.7", TCP, 443), Reason::Exception);
     assert_eq!(ask(&desired, "shop/web", "198.51.100.7", TCP, 443), Reason::NotGateway);
     assert_ne!(tables_of(&desired, "shop/web"), tables_of(&desired, "bank/ledger"));
+}
+
+#[test]
+fn nothing_is_redirected_to_a_gateway_that_is_not_the_pods() {
+    let mut world = world();
+    world.policy_mut("shop").redirect = vec![RedirectPort { port: 443, gateway_port: None }];
+    world.snapshot.mesh.authorizations.push(allow(vec![from_namespaces(&["bank"])]));
+    let desired = world.compile();
+    let places = |uid: &str| {
+        let cgroup = covered(&desired, uid).cgroup.unwrap();
+        let key = RedirectKey::new(desired.tables.pods[&cgroup].policy, 443, true, 0);
+        desired.tables.redirects[&key].places
+    };
+    assert_eq!((places("shop/web"), places("bank/ledger")), (0, 1));
+    assert!(desired.problems.is_empty(), "{:?}", desired.problems);
 }
