@@ -17,6 +17,7 @@ pub mod dial;
 pub mod frame;
 pub mod http;
 pub mod kernel;
+pub mod kube_lab;
 pub mod lab;
 pub mod manifests;
 pub mod mesh;
