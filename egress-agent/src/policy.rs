@@ -175,7 +175,8 @@ pub struct NodeState {
     /// The pod each interface was last known to belong to (the kernel's own table): a pod may
     /// change the addresses it carries, and stays behind its interface all the same.
     pub bound: BTreeMap<u32, PodId>,
-    /// Addresses of this node's own interfaces.
+    /// What this node's own interfaces carry, whatever range it is in: a bridge's address lies among
+    /// those of its pods. Dummy ones are left out, where Service proxies keep those of Services.
     pub addresses: BTreeSet<IpAddr>,
     /// Interfaces on which the boundary was seen to be attached, as the kernel says.
     pub verified: BTreeSet<u32>,

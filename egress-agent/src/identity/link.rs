@@ -58,6 +58,11 @@ pub fn links() -> Result<Vec<Link>, IdentityError> {
     Ok(pairs.collect())
 }
 
+fn is_dummy(attribute: &LinkAttribute) -> bool {
+    matches!(attribute, LinkAttribute::LinkInfo(infos)
+        if infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Dummy))))
+}
+
 /// The host side of a pair.
 #[derive(Default)]
 struct End {
@@ -88,21 +93,13 @@ impl End {
 /// # Errors
 /// When the kernel does not answer.
 pub fn addresses() -> Result<BTreeSet<IpAddr>, IdentityError> {
-    let dummies: BTreeSet<u32> = dump_links(None)?.iter().filter_map(dummy).collect();
-    let addresses = dump_addresses(None)?;
-    let on_wire = addresses.iter().filter(|message| !dummies.contains(&message.header.index));
-    let mut own = routed(on_wire);
+    let links = dump_links(None)?;
+    let dummy = links.iter().filter(|link| link.attributes.iter().any(is_dummy));
+    let dummies: BTreeSet<u32> = dummy.map(|link| link.header.index).collect();
+    let messages = dump_addresses(None)?;
+    let mut own = routed(messages.iter().filter(|at| !dummies.contains(&at.header.index)));
     own.retain(|ip| !ip.is_loopback());
     Ok(own)
-}
-
-/// The index of a link, where it is a dummy device.
-fn dummy(link: &LinkMessage) -> Option<u32> {
-    let is_dummy = |attribute: &LinkAttribute| match attribute {
-        LinkAttribute::LinkInfo(parts) => parts.contains(&LinkInfo::Kind(InfoKind::Dummy)),
-        _ => false,
-    };
-    link.attributes.iter().any(is_dummy).then_some(link.header.index)
 }
 
 /// The local addresses in these messages that are not link-local.
