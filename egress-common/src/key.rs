@@ -119,6 +119,12 @@ impl Addr {
         }
     }
 
+    /// Whether it is one of a pod's two, of which one may be unspecified.
+    #[inline(always)]
+    pub fn is_either(&self, v4: &Self, v6: &Self) -> bool {
+        !self.is_unspecified() && (self == v4 || self == v6)
+    }
+
     /// `169.254.0.0/16` or `fe80::/10`.
     #[inline(always)]
     pub const fn is_link_local(&self) -> bool {

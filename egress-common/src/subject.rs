@@ -125,7 +125,7 @@ impl Subject {
     /// Whether this is one of the pod's own addresses.
     #[inline(always)]
     pub fn owns(&self, addr: &Addr) -> bool {
-        !addr.is_unspecified() && (*addr == self.v4 || *addr == self.v6)
+        addr.is_either(&self.v4, &self.v6)
     }
 
     /// Whether the wall leaves a drop to the boundary: only that can answer the pod. What leaves by

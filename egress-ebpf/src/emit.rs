@@ -6,7 +6,7 @@
 
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 use egress_common::event::Event;
-use egress_common::key::GatewayId;
+use egress_common::key::{GatewayId, PodId};
 use egress_common::packet::{Hook, Packet, Shape};
 use egress_common::state::{
     Config, Counter, CounterKey, Direction, Pod, SUPPRESS_NS, Seen, SeenKey, loss,
@@ -62,7 +62,7 @@ pub(crate) fn tell(config: &Config, told: &Told<'_>) {
     if counted {
         let connections = u64::from(told.packet.counts_as_connection());
         let amount = Counter { connections, packets: 1, bytes: u64::from(told.len) };
-        count(told.who, told.ruling, told.verdict, Direction::Tx, &amount);
+        count(told.who.pod, told.ruling, told.verdict, Direction::Tx, &amount);
     }
     // Every kernel sends listener reports when an interface comes up: counted, and no news.
     let news = !matches!(told.packet.shape, Shape::Listener);
@@ -74,7 +74,7 @@ pub(crate) fn tell(config: &Config, told: &Told<'_>) {
 /// Adds to the pod's and, for what it sends, to the node's counters.
 #[inline(always)]
 pub(crate) fn count(
-    who: &Subject,
+    pod: PodId,
     ruling: Ruling,
     verdict: Verdict,
     way: Direction,
@@ -90,7 +90,7 @@ pub(crate) fn count(
     if matches!(ruling.reason, Reason::Exempt) {
         return;
     }
-    let key = CounterKey::new(who.pod, ruling.gateway, verdict, ruling.reason, way);
+    let key = CounterKey::new(pod, ruling.gateway, verdict, ruling.reason, way);
     if let Some(counter) = COUNTERS.get_ptr_mut(key) {
         add(counter, amount);
     } else if COUNTERS.insert(key, amount, 0).is_err() {

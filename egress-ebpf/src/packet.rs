@@ -117,25 +117,24 @@ pub(crate) fn pod_ingress(ctx: &TcContext) {
     if pod.policy == PolicyId::NONE {
         return;
     }
-    let who = maps::subject(Some(pod), &config, now);
     let Some(packet) = maps::scratch(Hook::PodIngress) else {
         return;
     };
     read_frame(skb, packet);
     // A bridge floods what it does not know the port of: other pods' flows pass by here too.
-    if !matches!(packet.shape, Shape::Ip) || !who.owns(&packet.dst) {
+    if !matches!(packet.shape, Shape::Ip) || !pod.owns(&packet.dst) {
         return;
     }
     let tables = Tables { now, config: &config, stage: Stage::Early };
-    let sender = ExactKey::new(who.policy, packet.src, packet.protocol, packet.src_port);
+    let sender = ExactKey::new(pod.policy, packet.src, packet.protocol, packet.src_port);
     if let Some(entry) = tables.exact(&sender) {
         let target = Target::from_number(entry.target);
         if matches!(target, Some(Target::Gateway | Target::Draining)) {
             let amount = Counter { connections: 0, packets: 1, bytes: u64::from(len) };
-            count(&who, received(entry.gateway), Verdict::Allow, Direction::Rx, &amount);
+            count(pod.id, received(entry.gateway), Verdict::Allow, Direction::Rx, &amount);
         }
     }
-    let toward = Toward { table: who.pod, policy: who.policy };
+    let toward = Toward { table: pod.id, policy: pod.policy };
     crate::flow::track(&toward, packet, &tables, &Listeners::of_namespace(skb, pod.netns));
 }
 

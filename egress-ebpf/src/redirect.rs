@@ -65,7 +65,7 @@ pub(crate) fn apply(
     write(ctx, family, addr, port);
     // Its packets are counted on their way to the gateway.
     let once = Counter { connections: 1, packets: 0, bytes: 0 };
-    count(who, ruling, Verdict::Allow, Direction::Tx, &once);
+    count(who.pod, ruling, Verdict::Allow, Direction::Tx, &once);
     Fate::Rewritten
 }
 
