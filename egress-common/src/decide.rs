@@ -62,7 +62,7 @@ impl Ruling {
 }
 
 /// UDP ports that a CNI or a mesh decapsulates on a node.
-const TUNNEL_PORTS: [u16; 4] = [4789, 8472, 6081, WIREGUARD];
+const TUNNEL_PORTS: [u16; 3] = [4789, 8472, 6081];
 const WIREGUARD: u16 = 51820;
 const DNS: u16 = 53;
 const DNS_OVER_TLS: u16 = 853;
@@ -236,10 +236,9 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     if nets.has(range::MESH_VIP) {
         return Ruling::new(6, Reason::MeshVip);
     }
-    let answer = answers(who.pod, &nets, packet, lookup);
     let unnamed = nets.has(range::CLUSTER) && exact.is_none();
-    let tunnel = (nets.has(range::NODE) || unnamed) && tunnels(packet);
-    if tunnel && !(answer && !unwraps(packet)) {
+    let tunnel_end = nets.has(range::NODE) || unnamed;
+    if tunnel_end && unwraps(packet) {
         return Ruling::new(6, Reason::Tunnel);
     }
     let target = match &exact {
@@ -250,8 +249,12 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
         return Ruling::new(6, Reason::HiddenExternal);
     }
     // 7, before the rest of 5: a node's probes may come from a link-local address.
-    if answer {
+    if answers(who.pod, &nets, packet, lookup) {
         return Ruling::new(7, Reason::Reply);
+    }
+    // 6 again
+    if tunnel_end && is_wireguard(packet) {
+        return Ruling::new(6, Reason::Tunnel);
     }
     if packet.dst.is_link_local() && exact.is_none() {
         return Ruling::new(5, Reason::Protocol);
@@ -382,24 +385,30 @@ fn local(who: &Subject, packet: &Packet) -> Ruling {
     }
 }
 
-/// Whether the end of the tunnel takes it from anybody. WireGuard's does not, and its port is one that
-/// clients send from as well.
-#[inline(always)]
-fn unwraps(packet: &Packet) -> bool {
-    tunnels(packet) && !(packet.protocol == protocol::UDP && packet.dst_port == WIREGUARD)
-}
-
+/// The node's own wrapping, or a pod's that passes for it.
 #[inline(always)]
 fn tunnels(packet: &Packet) -> bool {
+    unwraps(packet) || is_wireguard(packet)
+}
+
+/// What a tunnel's end takes from anybody.
+#[inline(always)]
+fn unwraps(packet: &Packet) -> bool {
     match packet.protocol {
         protocol::IPIP | protocol::IPV6 | protocol::GRE => true,
         protocol::UDP => {
-            let [vxlan, linux_vxlan, geneve, wireguard] = TUNNEL_PORTS;
+            let [vxlan, linux_vxlan, geneve] = TUNNEL_PORTS;
             let port = packet.dst_port;
-            port == vxlan || port == linux_vxlan || port == geneve || port == wireguard
+            port == vxlan || port == linux_vxlan || port == geneve
         }
         _ => false,
     }
+}
+
+/// Its end takes nothing from strangers, and clients send from its port as well.
+#[inline(always)]
+fn is_wireguard(packet: &Packet) -> bool {
+    packet.protocol == protocol::UDP && packet.dst_port == WIREGUARD
 }
 
 /// Line 12.

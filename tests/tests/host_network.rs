@@ -175,7 +175,8 @@ fn a_tunnel_to_their_own_node_is_denied() -> Result<()> {
     for ip in NODE.both() {
         for port in [4789, 6081, 8472] {
             for more in [&["--wait"][..], &["--connected"]] {
-                let arguments = [&["udp", &*to(ip, port)], more].concat();
+                let address = to(ip, port);
+                let arguments = [&["udp", &*address], more].concat();
                 let refused = lab.attempt(&host.place(), &arguments)?;
                 assert!(refused.refused(), "{arguments:?}: {refused:?}");
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -58,16 +58,12 @@ fn a_remote_outside_the_inbound_ranges_is_not_answered() -> Result<()> {
     Ok(())
 }
 
-/// A socket of `shop/cart`, bound to a port.
+/// A socket of `shop/cart`, bound to its own address of the same family.
 fn bound(lab: &Lab, ip: IpAddr, port: u16) -> Result<UdpSocket> {
     lab.cart.netns.run(|| {
         cgroup::inside(&lab.cart.cgroup, || {
-            let any: IpAddr = if ip.is_ipv4() {
-                Ipv4Addr::UNSPECIFIED.into()
-            } else {
-                Ipv6Addr::UNSPECIFIED.into()
-            };
-            let socket = UdpSocket::bind((any, port))?;
+            let [v4, v6] = lab.cart.address().both();
+            let socket = UdpSocket::bind((if ip.is_ipv4() { v4 } else { v6 }, port))?;
             socket.set_read_timeout(Some(Duration::from_millis(600)))?;
             Ok(socket)
         })

@@ -146,11 +146,10 @@ fn what_a_service_answered_is_judged_again_when_it_leads_outside() -> Result<()>
     std::thread::sleep(Duration::from_secs(1));
     let _ledger = scenario.server(&lab.ledger.place(), "udp", 9000)?;
     let mut asking = Vec::new();
-    for ip in LOCAL.both() {
+    for (ip, own) in LOCAL.both().into_iter().zip(lab.cart.address().both()) {
         let socket = lab.cart.netns.run(|| {
             cgroup::inside(&lab.cart.cgroup, || {
-                let any = if ip.is_ipv4() { "0.0.0.0:5555" } else { "[::]:5555" };
-                let socket = UdpSocket::bind(any)?;
+                let socket = UdpSocket::bind((own, 5555))?;
                 socket.set_read_timeout(Some(Duration::from_secs(2)))?;
                 socket.send_to(b"one", (ip, 443))?;
                 socket.recv_from(&mut [0; 16]).with_context(|| format!("{ip} answers"))?;

@@ -177,7 +177,7 @@ fn this_nodes_addresses_are_known_and_another_nodes_are_not_taken_for_them() {
     };
     let this = range::THIS_NODE;
     assert_eq!(kinds("192.168.0.1"), range::NODE | range::INBOUND | this);
-    assert_eq!(kinds("10.1.0.1"), range::CLUSTER | range::INBOUND | this);
+    assert_eq!(kinds("10.1.0.1"), range::CLUSTER | range::NODE | range::INBOUND | this);
     assert_eq!(kinds("10.1.0.2") & this, 0);
 }
 
