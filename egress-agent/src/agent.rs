@@ -197,6 +197,7 @@ impl Inputs {
             cgroups: self.kubepods.pods()?,
             links: link::links()?,
             addresses: link::addresses()?,
+            interface_addresses: link::interface_addresses()?,
             bound: held.interfaces.iter().map(|(ifindex, pod)| (*ifindex, pod.id)).collect(),
             kubepods_level: self.kubepods.level,
             verified,

@@ -9,6 +9,7 @@
 //! namespace, never the error a client saw.
 
 pub mod address;
+pub mod adversary;
 pub mod agent;
 pub mod attempt;
 pub mod cgroup;

@@ -7,10 +7,13 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
+use egress_tests::adversary::run::perform;
+use egress_tests::adversary::talk::talk;
 use egress_tests::attempt::{Outcome, client_hello};
 use egress_tests::dial::{Way, dial, redial};
 use egress_tests::frame::{Packet, SYN, protocol};
 use egress_tests::sniffer::packet_address;
+use egress_tests::wiring::Wiring;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 #[derive(Parser)]
@@ -85,6 +88,19 @@ enum What {
         #[arg(long, value_parser = mac)]
         to: [u8; 6],
     },
+    /// Send so many bytes to an echo server and have them all sent back.
+    Talk {
+        way: Way,
+        address: SocketAddr,
+        #[arg(long)]
+        bytes: usize,
+    },
+    /// Make attacks of the adversary suite, each named `id/family@host`.
+    Attack {
+        #[arg(long)]
+        wiring: Wiring,
+        names: Vec<String>,
+    },
     /// Send by every way as fast as it goes, for so many milliseconds.
     Flood {
         address: SocketAddr,
@@ -113,6 +129,7 @@ fn main() -> std::io::Result<()> {
     let mut peer = None;
     let (result, attempts) = match Cli::parse().what {
         What::Serve { kind, address } => return serve(&kind, address),
+        What::Attack { wiring, names } => return perform(wiring, &names),
         What::Tcp { address, sni, http, patience, way } => {
             let question = match (sni, http) {
                 (Some(name), _) => client_hello(&name),
@@ -142,6 +159,7 @@ fn main() -> std::io::Result<()> {
         What::Hold { address, milliseconds } => {
             hold(address, start + Duration::from_millis(milliseconds))
         }
+        What::Talk { way, address, bytes } => (talk(way, address, bytes), 1),
         What::Udp { address, wait, connected } => (udp(address, wait, connected), 1),
         What::Ping { address } => (ping(address), 1),
         What::Raw { address, source } => (raw(address).and_then(|raw| raw.send(source)), 1),
