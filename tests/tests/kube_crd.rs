@@ -377,6 +377,11 @@ fn invalid() -> Vec<(Value, &'static str, &'static str)> {
         ),
         (redirect(json!({})), "spec.redirect.ports", "Required value"),
         (redirect(json!({"ports": []})), "spec.redirect.ports", "at least 1"),
+        (
+            redirect(json!({"ports": [{"gatewayPort": 8443}]})),
+            "spec.redirect.ports[0].port",
+            "Required value",
+        ),
         (redirect(json!({"ports": [{"port": 0}]})), "spec.redirect.ports[0].port", "or equal to 1"),
         (redirect(json!({"ports": [{"port": 853}]})), "spec.redirect.ports[0].port", "is DNS"),
         (

@@ -151,6 +151,8 @@ impl<'de> Deserialize<'de> for RedirectPortSpec {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase", deny_unknown_fields)]
         struct Mapping {
+            /// Zero where absent, which is refused with every other that is no port.
+            #[serde(default)]
             port: u16,
             gateway_port: Option<u16>,
         }
