@@ -316,8 +316,10 @@ fn kernel_and_host_agree_on_every_frame() -> Result<()> {
         }
         Ok(met)
     })?;
-    // A generator that stops reaching a reason tests nothing of it.
-    for reason in Reason::ALL {
+    // A generator that stops reaching a reason tests nothing of it. Two are said of calls, which have
+    // no test run: suite redirect makes them.
+    let called = [Reason::Redirected, Reason::RedirectUnavailable];
+    for reason in Reason::ALL.iter().filter(|reason| !called.contains(reason)) {
         assert!(met.contains(reason), "no frame met {reason}");
     }
     Ok(())
