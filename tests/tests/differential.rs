@@ -81,7 +81,10 @@ impl Model<'_> {
         let dialled = inbound.protocol == protocol::UDP
             && (self.exact(&ExactKey::new(policy, addr, inbound.protocol, port)).is_some()
                 || lately_excepted(inbound.protocol, port, nets.exceptions, self));
-        if opens && inbound.shape == Shape::Ip && answered && !dialled {
+        // At the boundary a bridge floods other pods' flows past.
+        let own = |pod: &Pod| inbound.dst == pod.v4 || inbound.dst == pod.v6;
+        let meant = self.cgroup.is_some() || whom.1.is_some_and(own);
+        if opens && meant && inbound.shape == Shape::Ip && answered && !dialled {
             let to = inbound.dst_port;
             self.replies.insert(ReplyKey::new(whom.0, addr, port, to, inbound.flow_protocol));
         }
