@@ -151,14 +151,15 @@ fn unlearned<L: Lookup>(packet: &Packet, lookup: &L) -> Ruling {
         return Ruling::new(5, Reason::Local);
     }
     let key = ExactKey::new(PolicyId::NONE, packet.dst, packet.protocol, packet.dst_port);
-    let nets = lookup.range(&RangeKey { policy: PolicyId::NONE, addr: packet.dst });
+    let answers = || {
+        let nets = lookup.range(&RangeKey { policy: PolicyId::NONE, addr: packet.dst });
+        answers(PodId::UNKNOWN, &nets, packet, lookup)
+    };
     match lookup.exact(&key) {
         Some(entry) if is(&entry, Target::Resolver) && whole(packet) && packet.dst_port == DNS => {
             Ruling::new(8, Reason::Resolver)
         }
-        _ if !unwraps(packet) && answers(PodId::UNKNOWN, &nets, packet, lookup) => {
-            Ruling::new(7, Reason::Reply)
-        }
+        _ if !unwraps(packet) && answers() => Ruling::new(7, Reason::Reply),
         _ => Ruling::new(0, Reason::UnknownPod),
     }
 }
@@ -208,7 +209,7 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
         return Ruling::new(4, Reason::SpoofedSource);
     }
     // 5
-    let own = who.owns(&packet.dst) || (who.on_host() && nets.has(range::THIS_NODE));
+    let own = who.owns(&packet.dst) || (on_host(who, packet) && nets.has(range::THIS_NODE));
     if stays_in_pod(packet) || own {
         return local(who, packet);
     }
@@ -374,11 +375,17 @@ fn stays_in_pod(packet: &Packet) -> bool {
     }
 }
 
+/// Whether it shares the node's network: then it has no boundary.
+#[inline(always)]
+fn on_host(who: &Subject, packet: &Packet) -> bool {
+    !matches!(packet.hook, Hook::PodEgress) && who.on_host()
+}
+
 /// What ends where it starts. On the node's network that may be a tunnel's end: the node would
 /// unwrap it and forward what is inside as its own.
 #[inline(always)]
 fn local(who: &Subject, packet: &Packet) -> Ruling {
-    if who.on_host() && unwraps(packet) {
+    if on_host(who, packet) && unwraps(packet) {
         Ruling::new(6, Reason::Tunnel)
     } else {
         Ruling::new(5, Reason::Local)
