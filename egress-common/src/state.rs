@@ -87,12 +87,6 @@ impl Pod {
     pub const AUDITED: u8 = 16;
     /// A uid and gid that no process has.
     pub const NO_PROXY: u32 = u32::MAX;
-
-    /// Whether this is one of its own addresses.
-    #[inline(always)]
-    pub fn owns(&self, addr: &Addr) -> bool {
-        addr.is_either(&self.v4, &self.v6)
-    }
 }
 
 /// Value of the policy table: what all pods of a policy share.

@@ -149,6 +149,14 @@ impl Subject {
     }
 }
 
+impl Pod {
+    /// Whether this is one of its own addresses.
+    #[inline(always)]
+    pub fn owns(&self, addr: &Addr) -> bool {
+        addr.is_either(&self.v4, &self.v6)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

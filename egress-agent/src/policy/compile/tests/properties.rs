@@ -1,6 +1,7 @@
 //! What holds for every snapshot.
 
 use egress_common::Reason;
+use egress_common::state::range;
 use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::*;
