@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -40,11 +40,19 @@ impl Agent {
     /// # Errors
     /// When it ends or is not ready in time; its log is quoted.
     pub fn start(lab: &Lab, more: &[&str]) -> Result<Self> {
+        Self::start_in(lab, None, more)
+    }
+
+    /// The same as a process of a pod on the node's network.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_in(lab: &Lab, cgroup: Option<&Path>, more: &[&str]) -> Result<Self> {
         let config = lab.file("agent.yaml");
         if !config.exists() {
             manifests::config(&config, "")?;
         }
-        let place = Place { netns: Some(&lab.node), ..Place::default() };
+        let place = Place { netns: Some(&lab.node), cgroup, ..Place::default() };
         let mut command = place.command(binary()?)?;
         command.args(Self::arguments(lab)).args(more);
         // The programs' own lines are debug lines.

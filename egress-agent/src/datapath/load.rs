@@ -7,6 +7,7 @@ use aya::maps::MapInfo;
 use aya::programs::{CgroupSkb, CgroupSockAddr, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_attach_type;
+use egress_common::state::Pod;
 
 use super::maps::Maps;
 use super::{DatapathError, EventRing, Options, make_dir, object, sys};
@@ -155,6 +156,14 @@ impl Loaded {
     /// Why connections cannot be redirected on this node, if they cannot.
     pub fn no_redirect(&self) -> Option<&str> {
         self.no_redirect.as_deref()
+    }
+
+    /// Makes a cgroup known to whatever holds traffic already, before there is a policy.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn exempt(&mut self, cgroup: u64, pod: Pod) -> Result<(), DatapathError> {
+        self.maps.put_pod(cgroup, pod)
     }
 
     /// Reads the kernel's tables as an earlier agent left them.
