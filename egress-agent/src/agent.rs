@@ -26,7 +26,7 @@ use crate::policy::compile::compile;
 use crate::policy::{
     ClusterConfig, Desired, Mark, NodeState, OwnPod, RejectionCount, Snapshot, Tables,
 };
-use crate::registry::{Published, Registry, RegistryError};
+use crate::registry::{Published, Registry, RegistryError, report_changes};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, registry};
 
@@ -208,6 +208,7 @@ impl Inputs {
             cgroups: self.kubepods.pods()?,
             links: link::links()?,
             addresses: link::addresses()?,
+            interface_addresses: link::interface_addresses()?,
             bound: held.interfaces.iter().map(|(ifindex, pod)| (*ifindex, pod.id)).collect(),
             own: self.own.clone(),
             kubepods_level: self.kubepods.level,
@@ -278,6 +279,7 @@ impl Enforcer {
             beat: boot_clock(),
         };
         state.count_rejections();
+        report_changes(&[], &state.compiled_problems());
         let (publish, states) = watch::channel(Arc::new(state));
         let mut enforcer = Self { inputs, attached, registry, publish, told: BTreeSet::new() };
         enforcer.log(&applied);
@@ -419,9 +421,11 @@ impl Enforcer {
             let (applied, rejected) = state.applies;
             state.applies =
                 if refused.is_some() { (applied, rejected + 1) } else { (applied + 1, rejected) };
+            let before = state.compiled_problems();
             state.snapshot = snapshot;
             state.desired = Arc::new(desired);
             state.count_rejections();
+            report_changes(&before, &state.compiled_problems());
             state.tables = Arc::new(tables);
             state.hooks = Arc::new(hooks);
             state.usage = Arc::new(usage);

@@ -180,6 +180,9 @@ pub struct NodeState {
     pub own: Option<OwnPod>,
     /// Addresses of this node's own interfaces.
     pub addresses: BTreeSet<IpAddr>,
+    /// Of these, what real interfaces carry, whatever range they are in: a bridge's address lies
+    /// among those of its pods. Service proxies keep those of Services on dummy ones.
+    pub interface_addresses: BTreeSet<IpAddr>,
     /// Interfaces on which the boundary was seen to be attached, as the kernel says.
     pub verified: BTreeSet<u32>,
     /// Absolute level of `kubepods`.

@@ -40,7 +40,7 @@ mod tests;
 
 pub use kube::ClientError;
 pub use kube::report::{Enforced, NodeReport, Reporter};
-pub use publish::{Health, Published, Publisher, channel};
+pub use publish::{Health, Published, Publisher, channel, report_changes};
 
 /// Where objects are read from; written `dir:PATH`, `kube` or `kube:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]

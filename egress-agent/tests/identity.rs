@@ -83,6 +83,21 @@ fn the_pods_side_of_a_pair_is_read_from_outside() {
     assert_eq!(found.ips, wanted, "link-local addresses are nobody's");
 }
 
+#[test]
+fn the_nodes_own_addresses_are_those_of_its_interfaces() {
+    let pair = Pair::create();
+    let own = |what| link::interface_addresses().unwrap().contains::<std::net::IpAddr>(&what);
+    let address = ["192.0.2.177", "2001:db8::177"].map(|ip| ip.parse().unwrap());
+    assert_eq!(address.map(own), [false, false]);
+    for ip in address {
+        pair.carry(ip);
+    }
+    assert_eq!(address.map(own), [true, true]);
+    // The pod's are its own, and so is whatever never leaves.
+    let others = ["192.0.2.9", "127.0.0.1", "::1"].map(|ip| ip.parse().unwrap());
+    assert_eq!(others.map(own), [false; 3]);
+}
+
 #[tokio::test]
 async fn a_new_interface_wakes_and_wakes_again_for_its_addresses() {
     let (trigger, shutdown) = supervise::pair();

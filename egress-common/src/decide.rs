@@ -5,13 +5,16 @@
 //! comes out. It does not know the mode; what a denial becomes is said in one other place,
 //! [`Subject::verdict`].
 
+mod sender;
+
 use crate::key::{
-    Addr, AddressKey, ExactKey, ExceptionKey, GatewayId, PodId, PolicyId, RangeKey, ReplyKey,
+    AddressKey, ExactKey, ExceptionKey, GatewayId, PodId, PolicyId, RangeKey, ReplyKey,
 };
 use crate::packet::{Hook, Packet, Shape, protocol};
 use crate::reason::Reason;
 use crate::state::{Exact, Exception, Range, Target, address, range};
 use crate::subject::Subject;
+use sender::{arp_sender_is, foreign_source, foreign_source_of_exempt, neighbour};
 
 /// The tables a decision reads. The kernel's are maps; everybody else brings what they have.
 pub trait Lookup {
@@ -73,14 +76,18 @@ const DNS_OVER_TLS: u16 = 853;
 ///     exactly the right shape and sender → allow `local`, else deny `malformed`.
 ///  3. Malformed, truncated, options, extension headers, a mapped address on an IPv6 wire → deny
 ///     `malformed`. Fragments → deny `fragment` unless the destination is a plain in-cluster one.
-///  4. Source MAC or address not the pod's (link-local and unspecified only for neighbour
-///     discovery and listener reports), or another's address advertised → deny `spoofed_source`.
+///  4. Source MAC or address not the pod's (for neighbour discovery and listener reports its
+///     link-local address too, or none yet), or another's address advertised → deny
+///     `spoofed_source`.
 ///  5. Loopback (never on the wire, where a node may route it), own addresses (for a pod on the
-///     node's network: the node's), exact neighbour discovery → allow `local`; multicast and broadcast, and link-local that neither the reply
-///     table nor an exact or metadata entry names → deny `protocol`.
+///     node's network: the node's), exact neighbour discovery on the link → allow `local`;
+///     multicast and broadcast, and link-local that neither the reply table nor an exact or
+///     metadata entry names → deny `protocol`.
 ///  6. Answer on a flow opened from outside → allow `reply`: never what opens a connection.
-///  7. Metadata service; mesh VIPs; tunnel ports and protocols toward nodes; Service ports known
-///     to end outside → deny `metadata`, `mesh_vip`, `tunnel`, `hidden_external`.
+///  7. Metadata service; mesh VIPs; tunnel ports and protocols toward nodes, and toward whatever
+///     in the cluster no exact entry names, because any address there may be another node's bridge;
+///     Service ports known to end outside → deny `metadata`, `mesh_vip`, `tunnel`,
+///     `hidden_external`.
 ///  8. Named resolver, port 53 → allow `resolver`. Port 53 or 853 elsewhere → deny
 ///     `foreign_resolver`.
 ///  9. Gateway endpoint, exact → allow `gateway`, over the rate → deny `rate_limited`; one that
@@ -191,9 +198,17 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
         return Ruling::new(4, Reason::SpoofedSource);
     }
     // 5
-    let own = is_own(who, &packet.dst) || (who.on_host() && nets.has(range::THIS_NODE));
-    if stays_in_pod(packet) || own || neighbour(packet) {
+    let own = who.owns(&packet.dst) || (who.on_host() && nets.has(range::THIS_NODE));
+    if stays_in_pod(packet) || own {
         return Ruling::new(5, Reason::Local);
+    }
+    if neighbour(packet) {
+        // A router would pass on what is addressed beyond the link.
+        let on_link = packet.dst.is_link_scoped_multicast()
+            || packet.dst.is_link_local()
+            || nets.has(range::CLUSTER)
+            || nets.has(range::NODE);
+        return Ruling::new(5, if on_link { Reason::Local } else { Reason::Protocol });
     }
     if packet.dst.is_multicast_or_broadcast() || packet.dst.is_unspecified() {
         return Ruling::new(5, Reason::Protocol);
@@ -218,7 +233,8 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     if nets.has(range::MESH_VIP) {
         return Ruling::new(7, Reason::MeshVip);
     }
-    if nets.has(range::NODE) && tunnels(packet) {
+    let unnamed = nets.has(range::CLUSTER) && exact.is_none();
+    if (nets.has(range::NODE) || unnamed) && tunnels(packet) {
         return Ruling::new(7, Reason::Tunnel);
     }
     let target = match &exact {
@@ -339,81 +355,6 @@ fn stays_in_pod(packet: &Packet) -> bool {
         Hook::Wall => packet.on_loopback || packet.dst.is_loopback(),
         Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6 => {
             packet.dst.is_loopback() || packet.dst.is_unspecified()
-        }
-    }
-}
-
-#[inline(always)]
-fn is_own(who: &Subject, addr: &Addr) -> bool {
-    !addr.is_unspecified() && (*addr == who.v4 || *addr == who.v6)
-}
-
-#[inline(always)]
-fn neighbour(packet: &Packet) -> bool {
-    matches!(packet.shape, Shape::Neighbour)
-}
-
-/// What may carry a source that is never routed.
-#[inline(always)]
-fn link_scoped(packet: &Packet) -> bool {
-    matches!(packet.shape, Shape::Neighbour | Shape::Listener)
-}
-
-#[inline(always)]
-fn arp_sender_is(who: &Subject, packet: &Packet) -> bool {
-    packet.arp_mac == who.mac && (packet.src.is_unspecified() || is_own(who, &packet.src))
-}
-
-/// A neighbour advertisement for an address that is not the pod's.
-#[inline(always)]
-fn advertises_another(who: &Subject, packet: &Packet) -> bool {
-    neighbour(packet)
-        && !packet.target.is_unspecified()
-        && !packet.target.is_link_local()
-        && !is_own(who, &packet.target)
-}
-
-/// Line 4, for a governed pod.
-#[inline(always)]
-fn foreign_source(who: &Subject, packet: &Packet) -> bool {
-    match packet.hook {
-        Hook::Connect4
-        | Hook::Connect6
-        | Hook::Sendmsg4
-        | Hook::Sendmsg6
-        | Hook::PodIngress
-        | Hook::WallIngress
-        | Hook::UplinkEgress => false,
-        // The wall meets pods whose address the registry does not know yet.
-        Hook::Wall if who.v4.is_unspecified() && who.v6.is_unspecified() => false,
-        Hook::Wall => !is_own(who, &packet.src),
-        Hook::PodEgress => {
-            let unrouted = packet.src.is_link_local() || packet.src.is_unspecified();
-            packet.src_mac != who.mac
-                || !(is_own(who, &packet.src) || (link_scoped(packet) && unrouted))
-                || advertises_another(who, packet)
-        }
-    }
-}
-
-/// The source guard on a pod that no policy governs: it keeps such a pod from writing another
-/// pod's reply table, and asks for no more than that.
-#[inline(always)]
-fn foreign_source_of_exempt(who: &Subject, packet: &Packet) -> bool {
-    if !matches!(packet.hook, Hook::PodEgress) {
-        return false;
-    }
-    if packet.src_mac != who.mac {
-        return true;
-    }
-    match packet.shape {
-        // The node's stack would strip the tag and route what is behind it.
-        Shape::Tagged => true,
-        Shape::Ethertype => false,
-        Shape::Arp => !arp_sender_is(who, packet),
-        Shape::Ip | Shape::Fragment | Shape::Neighbour | Shape::Listener | Shape::Malformed => {
-            let unrouted = packet.src.is_link_local() || packet.src.is_unspecified();
-            !(is_own(who, &packet.src) || unrouted) || advertises_another(who, packet)
         }
     }
 }

@@ -129,6 +129,21 @@ impl Addr {
         }
     }
 
+    /// `ff02::/16`: what no router passes on.
+    #[inline(always)]
+    pub const fn is_link_scoped_multicast(&self) -> bool {
+        u32::from_be(self.words[0]) >> 16 == 0xff02
+    }
+
+    /// The link-local address that an interface with this MAC gives itself (RFC 4291 appendix A).
+    #[inline(always)]
+    pub const fn link_local(mac: [u8; 6]) -> Self {
+        let [a, b, c, d, e, f] = mac;
+        let high = u32::from_ne_bytes([a ^ 2, b, c, 0xff]);
+        let low = u32::from_ne_bytes([0xfe, d, e, f]);
+        Self { words: [u32::from_be(0xfe80_0000), 0, high, low] }
+    }
+
     const fn top_v4(&self, mask: u32) -> u32 {
         u32::from_be(self.words[3]) & mask
     }

@@ -139,7 +139,7 @@ pub struct Packet {
     pub src: Addr,
     /// Destination address.
     pub dst: Addr,
-    /// Target of a neighbour advertisement.
+    /// The address that a neighbour advertisement is about, or a solicitation without a source.
     pub target: Addr,
     /// It is TCP with something behind its header.
     pub has_payload: bool,

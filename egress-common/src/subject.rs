@@ -122,6 +122,12 @@ impl Subject {
         }
     }
 
+    /// Whether this is one of the pod's own addresses.
+    #[inline(always)]
+    pub fn owns(&self, addr: &Addr) -> bool {
+        !addr.is_unspecified() && (*addr == self.v4 || *addr == self.v6)
+    }
+
     /// Whether the wall leaves a drop to the boundary: only that can answer the pod. What leaves by
     /// any other way, and what the boundary would not answer, the wall drops itself.
     #[inline(always)]
@@ -183,6 +189,15 @@ mod tests {
         }
         // A lease never turns enforcement on.
         assert_eq!(subject(Mode::Off, OnAgentLoss::Audit, Mode::Off, 101).mode, Mode::Off);
+    }
+
+    #[test]
+    fn a_pod_owns_its_addresses_and_not_the_absence_of_one() {
+        let v4 = Addr::v4([10, 0, 1, 2]);
+        let subject = Subject { v4, ..Subject::of(&POD, None, &Config::default(), 0) };
+        assert!(subject.owns(&v4));
+        assert!(!subject.owns(&Addr::v4([10, 0, 1, 3])));
+        assert!(!subject.owns(&Addr::UNSPECIFIED));
     }
 
     #[test]

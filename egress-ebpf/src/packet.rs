@@ -122,7 +122,8 @@ pub(crate) fn pod_ingress(ctx: &TcContext) {
         return;
     };
     read_frame(skb, packet);
-    if !matches!(packet.shape, Shape::Ip) {
+    // A bridge floods what it does not know the port of: other pods' flows pass by here too.
+    if !matches!(packet.shape, Shape::Ip) || !who.owns(&packet.dst) {
         return;
     }
     let tables = Tables { now, config: &config, stage: Stage::Early };

@@ -102,11 +102,11 @@ fn addr6<B: Bytes>(bytes: &B, at: usize) -> Option<Addr> {
     ]))
 }
 
-/// ARP for IPv4 over Ethernet, request or reply, nothing behind it but the padding of a minimal
-/// frame.
+/// ARP for IPv4 over Ethernet, request or reply, nothing behind it but the zeroes that pad a
+/// minimal frame.
 #[inline(always)]
 fn arp<B: Bytes>(packet: &mut Packet, bytes: &B) -> Option<()> {
-    const MINIMAL_FRAME: u32 = 60;
+    const MINIMAL_FRAME: usize = 60;
     const ETHERNET: u16 = 1;
     const LENGTHS: u16 = 0x0604;
     packet.arp_mac = mac(bytes, LINK + 8)?;
@@ -117,7 +117,13 @@ fn arp<B: Bytes>(packet: &mut Packet, bytes: &B) -> Option<()> {
         && bytes.half(LINK + 2)? == ETH_IPV4
         && bytes.half(LINK + 4)? == LENGTHS
         && (operation == 1 || operation == 2);
-    if exact && bytes.len() <= MINIMAL_FRAME {
+    let mut at = LINK + 28;
+    let mut padding = 0;
+    while at < MINIMAL_FRAME {
+        padding |= bytes.byte(at).unwrap_or(0);
+        at += 1;
+    }
+    if exact && padding == 0 && bytes.len() <= MINIMAL_FRAME as u32 {
         packet.shape = Shape::Arp;
     }
     Some(())
@@ -176,6 +182,10 @@ fn ipv6<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B) -> Option<()>
     let payload = u32::from(bytes.half(AT + 4)?);
     if payload + 40 > room {
         return None;
+    }
+    // BIG TCP without its header, as later kernels have it: a length too long for the field.
+    if next == protocol::TCP && payload == 0 && bytes.is_gso() {
+        return transport(packet, bytes, AT + 40, room - 40);
     }
     match next {
         protocol::ICMPV6 => icmp6::<B, AT>(packet, bytes, payload),
@@ -312,7 +322,7 @@ fn icmp6<B: Bytes, const AT: usize>(packet: &mut Packet, bytes: &B, payload: u32
             if !exact || !whole {
                 return Some(());
             }
-            if kind == 136 {
+            if kind == 136 || (kind == 135 && packet.src.is_unspecified()) {
                 packet.target = addr6(bytes, AT + 48)?;
             }
             packet.shape = Shape::Neighbour;

@@ -76,6 +76,11 @@ pub const fn pod_mac(host: u8) -> [u8; 6] {
     [0x0a, 0x58, 0x0a, 0xf4, 0x01, host]
 }
 
+/// The link-local address that an interface with this MAC gives itself (RFC 4291 appendix A).
+pub const fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
+    Ipv6Addr::from_octets([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}
+
 /// A MAC address in its usual form.
 pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")

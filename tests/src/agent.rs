@@ -40,21 +40,33 @@ impl Agent {
     /// # Errors
     /// When it ends or is not ready in time; its log is quoted.
     pub fn start(lab: &Lab, more: &[&str]) -> Result<Self> {
-        Self::start_in(lab, None, more)
+        Self::launch(lab, &directory(lab), None, more)
     }
 
     /// The same as a process of a pod on the node's network.
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub fn start_in(lab: &Lab, cgroup: Option<&Path>, more: &[&str]) -> Result<Self> {
+    pub fn start_in(lab: &Lab, cgroup: &Path, more: &[&str]) -> Result<Self> {
+        Self::launch(lab, &directory(lab), Some(cgroup), more)
+    }
+
+    /// The same on another registry than the lab's directory.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_on(lab: &Lab, registry: &str, more: &[&str]) -> Result<Self> {
+        Self::launch(lab, registry, None, more)
+    }
+
+    fn launch(lab: &Lab, registry: &str, cgroup: Option<&Path>, more: &[&str]) -> Result<Self> {
         let config = lab.file("agent.yaml");
         if !config.exists() {
             manifests::config(&config, "")?;
         }
         let place = Place { netns: Some(&lab.node), cgroup, ..Place::default() };
         let mut command = place.command(binary()?)?;
-        command.args(Self::arguments(lab)).args(more);
+        command.args(Self::arguments_on(lab, registry)).args(more);
         // The programs' own lines are debug lines.
         let level = if more.contains(&"--kernel-log") { "debug" } else { "info" };
         command.env("EGRESS_LOG", level);
@@ -75,12 +87,17 @@ impl Agent {
         }
     }
 
-    /// The arguments of `run`.
+    /// The arguments of `run` on the lab's directory.
     pub fn arguments(lab: &Lab) -> Vec<String> {
+        Self::arguments_on(lab, &directory(lab))
+    }
+
+    /// The arguments of `run` on this registry.
+    pub fn arguments_on(lab: &Lab, registry: &str) -> Vec<String> {
         let path = |name: &str| lab.file(name).display().to_string();
         vec![
             "run".to_owned(),
-            format!("--registry=dir:{}", path("registry")),
+            format!("--registry={registry}"),
             format!("--config={}", path("agent.yaml")),
             format!("--cgroup-root={}", lab.cgroups.path().display()),
             format!("--bpffs={}", path("bpffs/egress-enforcer")),
@@ -89,6 +106,11 @@ impl Agent {
             format!("--events-output={}", path("events")),
         ]
     }
+}
+
+/// The lab's directory of manifests, as a registry.
+fn directory(lab: &Lab) -> String {
+    format!("dir:{}", lab.file("registry").display())
 }
 
 /// Runs a short-lived command of the agent and gives its exit code and output.

@@ -11,6 +11,8 @@
 mod assets;
 mod cluster;
 mod crds;
+mod deployed;
+mod istiod;
 mod relay;
 mod workload;
 
@@ -28,6 +30,8 @@ use kube::config::Kubeconfig;
 use nix::sys::signal::Signal;
 
 pub use cluster::{Cluster, Reference, documents};
+pub use deployed::NAMESPACE;
+pub use istiod::Istiod;
 pub use relay::{Relay, Traffic};
 pub use workload::{EGRESS_GATEWAY, Member, Pod, Replicas, uid};
 
@@ -210,7 +214,8 @@ impl ControlPlane {
     }
 
     /// A relay from the lab's node to the API server, and a kubeconfig in the lab that leads
-    /// through it with these credentials: the administrator's, or those of a bearer token.
+    /// through it with these credentials: the administrator's, or those of a bearer token
+    /// in the agents' namespace.
     ///
     /// # Errors
     /// When the kubeconfig names no server that can be dialled.
@@ -240,6 +245,9 @@ impl ControlPlane {
                 let bearer = serde_json::json!({ "token": token });
                 user.auth_info = Some(serde_json::from_value(bearer)?);
             }
+            for context in file.contexts.iter_mut().filter_map(|named| named.context.as_mut()) {
+                context.namespace = Some(NAMESPACE.to_owned());
+            }
         }
         let path = lab.file("kubeconfig");
         // JSON is YAML.
@@ -249,13 +257,24 @@ impl ControlPlane {
     }
 }
 
+impl ControlPlane {
+    /// Ends it in order; it removes its state. Nothing of a cluster that is not ours.
+    pub fn stop(&mut self) {
+        match &mut self.server {
+            Server::Ours { process, .. } => {
+                // One that has ended already is what was wanted.
+                let _ = process.signal(Signal::SIGTERM);
+                let _ = process.wait(Duration::from_secs(5));
+            }
+            Server::Assets(assets) => assets.stop(),
+            Server::Foreign => {}
+        }
+    }
+}
+
 impl Drop for ControlPlane {
     fn drop(&mut self) {
-        if let Server::Ours { process, .. } = &mut self.server {
-            // Ended by request it removes its state; killed by our own end it could not.
-            let _ = process.signal(Signal::SIGTERM);
-            let _ = process.wait(Duration::from_secs(5));
-        }
+        self.stop();
         let _ = fs::remove_dir_all(&self.directory);
     }
 }

@@ -1,6 +1,6 @@
 //! Frames by hand: what the sniffer reads and the probe writes.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// IP protocol numbers.
 pub mod protocol {
@@ -105,38 +105,16 @@ pub struct Packet<'a> {
 impl Packet<'_> {
     /// The IP packet with every checksum right.
     pub fn ip(&self) -> Vec<u8> {
-        let transport = self.transport();
-        let length = transport.len() as u16;
-        let mut packet = Vec::with_capacity(60 + transport.len());
-        match (self.src, self.dst) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                packet.extend([0x45, 0]);
-                packet.extend((20 + length).to_be_bytes());
-                packet.extend([0, 1, 0, 0, 64, self.protocol, 0, 0]);
-                packet.extend(src.octets());
-                packet.extend(dst.octets());
-                let sum = checksum(&[&packet]);
-                packet[10..12].copy_from_slice(&sum.to_be_bytes());
-            }
-            (src, dst) => {
-                packet.extend([0x60, 0, 0, 0]);
-                packet.extend(length.to_be_bytes());
-                packet.extend([self.protocol, 64]);
-                packet.extend(octets(src));
-                packet.extend(octets(dst));
-            }
-        }
-        packet.extend(transport);
-        packet
+        network(self.src, self.dst, self.protocol, &self.transport())
     }
 
     /// The packet in an Ethernet frame.
     pub fn ethernet(&self, src: [u8; 6], dst: [u8; 6]) -> Vec<u8> {
-        let ethertype = if self.dst.is_ipv4() { [0x08, 0x00] } else { [0x86, 0xdd] };
-        [&dst[..], &src[..], &ethertype[..], &self.ip()].concat()
+        ethernet(src, dst, ethertype(self.dst), &self.ip())
     }
 
-    fn transport(&self) -> Vec<u8> {
+    /// The transport header with its payload.
+    pub fn transport(&self) -> Vec<u8> {
         let ports = [self.src_port.to_be_bytes(), self.dst_port.to_be_bytes()].concat();
         let (mut header, at) = match self.protocol {
             protocol::UDP => {
@@ -158,7 +136,77 @@ impl Packet<'_> {
     }
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
+/// The ethertype of an address's family.
+pub const fn ethertype(ip: IpAddr) -> u16 {
+    if ip.is_ipv4() { 0x0800 } else { 0x86dd }
+}
+
+/// An Ethernet frame.
+pub fn ethernet(src: [u8; 6], dst: [u8; 6], ethertype: u16, body: &[u8]) -> Vec<u8> {
+    [&dst[..], &src[..], &ethertype.to_be_bytes(), body].concat()
+}
+
+/// An IP packet of the addresses' family, without options or extension headers.
+pub fn network(src: IpAddr, dst: IpAddr, protocol: u8, body: &[u8]) -> Vec<u8> {
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => ipv4(src, dst, &[], 0, protocol, body),
+        (src, dst) => ipv6(src, dst, protocol, 64, body),
+    }
+}
+
+/// An IPv4 packet: options are of a length divisible by four, `fragment` is the word of flags and
+/// offset.
+pub fn ipv4(
+    src: Ipv4Addr,
+    dst: Ipv4Addr,
+    options: &[u8],
+    fragment: u16,
+    protocol: u8,
+    body: &[u8],
+) -> Vec<u8> {
+    let words = 5 + options.len() / 4;
+    let mut packet = Vec::with_capacity(60 + body.len());
+    packet.extend([0x40 | words as u8, 0]);
+    packet.extend(((words * 4 + body.len()) as u16).to_be_bytes());
+    packet.extend([0, 1]);
+    packet.extend(fragment.to_be_bytes());
+    packet.extend([64, protocol, 0, 0]);
+    packet.extend(src.octets());
+    packet.extend(dst.octets());
+    packet.extend(options);
+    let sum = checksum(&[&packet]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend(body);
+    packet
+}
+
+/// An IPv6 packet; extension headers are the start of `body`.
+pub fn ipv6(src: IpAddr, dst: IpAddr, next: u8, hops: u8, body: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend((body.len() as u16).to_be_bytes());
+    packet.extend([next, hops]);
+    packet.extend(octets(src));
+    packet.extend(octets(dst));
+    packet.extend(body);
+    packet
+}
+
+/// An ICMP or ICMPv6 message: type, code, and what follows the checksum.
+pub fn icmp(src: IpAddr, dst: IpAddr, kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
+    let mut message = [&[kind, code, 0, 0], body].concat();
+    let sum = if dst.is_ipv4() {
+        checksum(&[&message])
+    } else {
+        let length = (message.len() as u32).to_be_bytes();
+        let next = [0, 0, 0, protocol::ICMPV6];
+        checksum(&[&octets(src), &octets(dst), &length, &next, &message])
+    };
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    message
+}
+
+/// An address's bytes.
+pub fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),

@@ -99,6 +99,19 @@ impl Pod {
         Place { netns: Some(&self.netns), cgroup: Some(&self.cgroup), user: None }
     }
 
+    /// Takes the UID that an API server gave to its object, and a cgroup of that name.
+    ///
+    /// # Errors
+    /// When the cgroup cannot be made.
+    pub fn adopt(&mut self, uid: String, cgroups: &cgroup::Root) -> Result<()> {
+        let old = cgroups.pod(self.identity.uid);
+        // Once for each pod of a test, and as long as the pod.
+        self.identity.uid = uid.leak();
+        self.cgroup = cgroups.container(self.identity.uid, "app")?;
+        cgroup::remove(&old);
+        Ok(())
+    }
+
     /// Name of the node's end of its interface pair.
     pub fn interface(&self) -> String {
         format!("v-{}", self.identity.short)

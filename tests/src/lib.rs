@@ -9,6 +9,7 @@
 //! namespace, never the error a client saw.
 
 pub mod address;
+pub mod adversary;
 pub mod agent;
 pub mod attempt;
 pub mod cgroup;
@@ -18,6 +19,7 @@ pub mod dial;
 pub mod frame;
 pub mod http;
 pub mod kernel;
+pub mod kube_lab;
 pub mod lab;
 pub mod manifests;
 pub mod mesh;

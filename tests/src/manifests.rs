@@ -4,8 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use crate::address::{self, NODE, RESOLVER, STRIPE};
+use crate::control_plane::documents;
 use crate::lab::{CART, CHECKOUT, GATEWAY, Identity, LEDGER};
 
 const CLUSTER: &str = include_str!("../manifests/demo/cluster.yaml");
@@ -60,6 +62,21 @@ pub fn write(registry: &Path, mode: &str) -> Result<()> {
 /// When the directory cannot be written.
 pub fn policy(registry: &Path, mode: &str) -> Result<()> {
     replace(&registry.join("policy.yaml"), &filled(POLICY).replace("@MODE@", mode))
+}
+
+/// The same objects one by one, as an API server takes them: without the UIDs, which it gives.
+///
+/// # Errors
+/// When a manifest cannot be read.
+pub fn objects(mode: &str) -> Result<Vec<Value>> {
+    let text = [filled(CLUSTER), filled(STRIPE_EGRESS), filled(POLICY).replace("@MODE@", mode)];
+    let mut objects = documents(&text.join("\n---\n"))?;
+    for object in &mut objects {
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            metadata.remove("uid");
+        }
+    }
+    Ok(objects)
 }
 
 /// The agent's configuration file, with more lines.

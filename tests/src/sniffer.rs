@@ -21,6 +21,9 @@ use crate::netns::Netns;
 /// Every protocol, in network order as `AF_PACKET` wants it.
 const EVERY_PROTOCOL: u16 = (libc::ETH_P_ALL as u16).to_be();
 
+/// Bytes kept of a frame: every header an attack may stack, and the start of what it carries.
+pub const KEPT: usize = 400;
+
 /// A reader thread and what it has seen.
 #[derive(Debug)]
 pub struct Sniffer {
@@ -31,6 +34,8 @@ pub struct Sniffer {
 #[derive(Debug, Default)]
 struct Shared {
     frames: Mutex<Vec<Frame>>,
+    /// The first bytes of every frame, where they are kept.
+    bytes: Option<Mutex<Vec<Vec<u8>>>>,
     stop: AtomicBool,
     lost: AtomicU64,
 }
@@ -44,6 +49,16 @@ impl Shared {
 impl Sniffer {
     /// Starts reading what arrives at `interface` of `netns`.
     pub fn start(netns: &Netns, interface: &str) -> Result<Self> {
+        Self::reading(netns, interface, Shared::default())
+    }
+
+    /// The same, keeping the first [`KEPT`] bytes of every frame, of whatever kind.
+    pub fn keeping(netns: &Netns, interface: &str) -> Result<Self> {
+        let bytes = Some(Mutex::default());
+        Self::reading(netns, interface, Shared { bytes, ..Shared::default() })
+    }
+
+    fn reading(netns: &Netns, interface: &str, shared: Shared) -> Result<Self> {
         let socket = netns.run(|| {
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))
                 .context("open the sniffer's packet socket")?;
@@ -52,7 +67,7 @@ impl Sniffer {
             Ok(socket)
         })?;
         socket.set_read_timeout(Some(Duration::from_millis(20))).context("set a timeout")?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(shared);
         let theirs = Arc::clone(&shared);
         let reader = std::thread::spawn(move || read(&socket, &theirs));
         Ok(Self { shared, reader: Some(reader) })
@@ -71,6 +86,16 @@ impl Sniffer {
         let lost = self.shared.lost.load(Ordering::Relaxed);
         ensure!(lost == 0, "the sniffer lost {lost} frames: its verdict would be worth nothing");
         Ok(self.shared.frames().get(mark..).unwrap_or_default().to_vec())
+    }
+
+    /// What was kept since the last call.
+    ///
+    /// # Errors
+    /// As [`since`](Self::since).
+    pub fn take(&self) -> Result<Vec<Vec<u8>>> {
+        self.since(usize::MAX)?;
+        let bytes = self.shared.bytes.as_ref().context("this sniffer keeps no bytes")?;
+        Ok(std::mem::take(&mut bytes.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// The frames after `mark` for which `wanted` holds.
@@ -117,6 +142,10 @@ fn read(socket: &Socket, shared: &Shared) {
                 // SAFETY: the kernel has written `length` bytes, which is at most the buffer's.
                 let bytes = unsafe { buffer[..length].assume_init_ref() };
                 shared.frames().extend(Frame::parse(bytes));
+                if let Some(kept) = &shared.bytes {
+                    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                    kept.push(bytes[..length.min(KEPT)].to_vec());
+                }
             }
             Ok(_) => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {

@@ -13,7 +13,7 @@ pub const BRIDGE: &str = "cni0";
 pub const BRIDGE_ADDRESS: Dual = crate::address::pod(1);
 
 /// How pods are joined to their node. The node's side answers with [`NODE_MAC`] in either.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Wiring {
     /// Point to point: addresses with full-length prefixes, and one link-local next hop that the
     /// node's end of each pair answers for.
@@ -26,6 +26,14 @@ pub enum Wiring {
 impl Wiring {
     /// Both, for whoever must hold on each.
     pub const ALL: [Self; 2] = [Self::Routed, Self::Bridge];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Routed => "routed",
+            Self::Bridge => "bridge",
+        }
+    }
 
     /// What a pod's default routes lead to.
     pub const fn next_hop(self) -> Dual {

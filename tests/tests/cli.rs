@@ -108,3 +108,22 @@ fn a_wrong_configuration_is_named_with_its_place() -> Result<()> {
     assert_eq!(output.status.code(), Some(64));
     Ok(())
 }
+
+#[test]
+fn an_api_server_that_cannot_be_asked_is_told_apart_from_one_that_is_away() -> Result<()> {
+    for (arguments, expected) in [
+        (&["run", "--registry=kube"][..], "EGRESS_NODE_NAME from spec.nodeName"),
+        (&["run", "--registry=kube", "--node-name=a"], "no credentials for the API server"),
+        (&["run", "--registry=kube:/nowhere", "--node-name=a"], "kubeconfig /nowhere"),
+    ] {
+        let mut command = std::process::Command::new(binary()?);
+        for name in ["KUBECONFIG", "KUBERNETES_SERVICE_HOST", "EGRESS_NODE_NAME"] {
+            command.env_remove(name);
+        }
+        let output = command.args(arguments).output()?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{complaint}");
+        assert!(complaint.contains(expected), "{complaint}");
+    }
+    Ok(())
+}

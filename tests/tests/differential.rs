@@ -79,7 +79,10 @@ impl Model<'_> {
         let answered = self.range(&RangeKey { policy, addr }).has(range::INBOUND);
         let dialled = inbound.protocol == protocol::UDP
             && self.exact(&ExactKey::new(policy, addr, inbound.protocol, port)).is_some();
-        if opens && inbound.shape == Shape::Ip && answered && !dialled {
+        // At the boundary a bridge floods other pods' flows past.
+        let own = |pod: &Pod| inbound.dst == pod.v4 || inbound.dst == pod.v6;
+        let meant = self.cgroup.is_some() || whom.1.is_some_and(own);
+        if opens && meant && inbound.shape == Shape::Ip && answered && !dialled {
             let to = inbound.dst_port;
             self.replies.insert(ReplyKey::new(whom.0, addr, port, to, inbound.flow_protocol));
         }
@@ -313,8 +316,10 @@ fn kernel_and_host_agree_on_every_frame() -> Result<()> {
         }
         Ok(met)
     })?;
-    // A generator that stops reaching a reason tests nothing of it.
-    for reason in Reason::ALL {
+    // A generator that stops reaching a reason tests nothing of it. Two are said of calls, which have
+    // no test run: suite redirect makes them.
+    let called = [Reason::Redirected, Reason::RedirectUnavailable];
+    for reason in Reason::ALL.iter().filter(|reason| !called.contains(reason)) {
         assert!(met.contains(reason), "no frame met {reason}");
     }
     Ok(())

@@ -219,6 +219,7 @@ fn valid() -> Vec<Value> {
         with("/rateLimit", json!({"connectionsPerSecond": 1})),
         with("/rateLimit", json!({"connectionsPerSecond": 100, "burst": 1_000_000})),
         with("/rateLimit", json!({"namespace": {"connectionsPerSecond": 5, "burst": 7}})),
+        with("/redirect", json!({"ports": [{"port": 443}, {"port": 80, "gatewayPort": 8080}]})),
         with("/denyResponse", json!("Drop")),
         with("/hostNetwork", json!(true)),
         with("/narrow", json!(true)),
@@ -246,6 +247,7 @@ fn invalid() -> Vec<(Value, &'static str, &'static str)> {
     };
     let range = |text: &str| with("/clusterRanges", json!(["10.0.0.0/8", text]));
     let cidr = |text: &str| excepting("/destination", json!({"cidr": text}));
+    let redirect = |value: Value| with("/redirect", value);
     let address = |text: &str| with("/nodes", json!([{"ip": text, "port": 53}]));
     vec![
         (with("/selector", Value::Null), "spec.selector", "Required value"),
@@ -373,6 +375,28 @@ fn invalid() -> Vec<(Value, &'static str, &'static str)> {
             "spec.rateLimit.burst",
             "less than or equal to 1000000",
         ),
+        (redirect(json!({})), "spec.redirect.ports", "Required value"),
+        (redirect(json!({"ports": []})), "spec.redirect.ports", "at least 1"),
+        (
+            redirect(json!({"ports": [{"gatewayPort": 8443}]})),
+            "spec.redirect.ports[0].port",
+            "Required value",
+        ),
+        (redirect(json!({"ports": [{"port": 0}]})), "spec.redirect.ports[0].port", "or equal to 1"),
+        (redirect(json!({"ports": [{"port": 853}]})), "spec.redirect.ports[0].port", "is DNS"),
+        (
+            redirect(json!({"ports": [{"port": 443}, {"port": 443, "gatewayPort": 1}]})),
+            "spec.redirect.ports[1]",
+            "Duplicate value",
+        ),
+        (
+            policy(|spec| {
+                set(spec, "/gateways", json!([]));
+                set(spec, "/redirect", json!({"ports": [{"port": 443}]}));
+            }),
+            "spec.redirect",
+            "needs a gateway",
+        ),
         (with("/denyResponse", json!("reset")), "spec.denyResponse", "supported values"),
         (with("/onAgentLoss", json!("allow")), "spec.onAgentLoss", "supported values"),
         (with("/hostNetwork", json!("yes")), "spec.hostNetwork", "type boolean"),
@@ -472,6 +496,9 @@ fn the_differences_are_those_that_are_documented() -> Result<()> {
     // The word `auto` is for manifests of a directory; in the API it is leaving the field out.
     let word = with("/clusterRanges", json!("auto"));
     assert!(registry::verdict(&word).is_ok() && raw.judge(&word)?.is_err());
+    // The same goes for a port that is a number alone.
+    let number = with("/redirect", json!({"ports": [443]}));
+    assert!(registry::verdict(&number).is_ok() && raw.judge(&number)?.is_err());
     // The API server limits lists and texts.
     let long = with("/inboundRanges", json!(vec!["203.0.113.0/24"; 257]));
     let refusal = raw.judge(&long)?.unwrap_err();

@@ -19,7 +19,7 @@ fn a_killed_api_server_comes_back_with_its_objects_and_leaves_nothing_at_the_end
     assert_eq!(uid(&plane.cluster.get(&reference)?)?, before);
     let directory = plane.file("");
     assert!(directory.is_dir());
-    drop(plane);
+    plane.stop();
     assert!(!directory.exists(), "{} is left", directory.display());
     Ok(())
 }
@@ -51,7 +51,8 @@ fn a_gateways_slices_say_what_its_controller_would() -> Result<()> {
     let mut gateway = EGRESS_GATEWAY;
     cluster.apply(&gateway.manifest())?;
     let uid = gateway.create(cluster, "gw-0", "node-a")?;
-    gateway.admit(cluster, "gw-0", &uid, egress_tests::address::pod(40))?;
+    gateway.run(cluster, "gw-0", &uid, egress_tests::address::pod(40))?;
+    gateway.publish(cluster)?;
     let slice =
         Reference::new("discovery.k8s.io/v1", "EndpointSlice", name, "istio-egressgateway-ipv6");
     let conditions =
@@ -60,7 +61,8 @@ fn a_gateways_slices_say_what_its_controller_would() -> Result<()> {
     gateway.drain(cluster, "gw-0")?;
     assert_eq!(conditions()?, json!({"ready": false, "serving": true, "terminating": true}));
     assert!(cluster.get(&gateway.pod("gw-0"))?["metadata"]["deletionTimestamp"].is_string());
-    gateway.remove(cluster, "gw-0")?;
+    gateway.delete(cluster, "gw-0")?;
+    gateway.publish(cluster)?;
     assert_eq!(conditions()?, Value::Null);
     assert!(cluster.get(&gateway.pod("gw-0")).is_err());
     Ok(())

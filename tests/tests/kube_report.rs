@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use egress_agent::registry::{Enforced, NodeReport, Registry, Source};
 use egress_agent::supervise::{self, ShutdownTrigger};
-use egress_tests::control_plane::{self, Cluster, ControlPlane, Reference};
+use egress_tests::control_plane::{self, Cluster, ControlPlane, NAMESPACE, Reference};
 use egress_tests::process::wait_until;
 use kube::config::Kubeconfig;
 use serde_json::{Value, json};
@@ -16,7 +16,6 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-const NAMESPACE: &str = "egress-enforcer";
 const TAINT: &str = "egress-enforcer.io/agent-not-ready";
 
 /// The writing half of an agent, without a datapath: what it reports is up to the test.
@@ -78,44 +77,6 @@ fn kubeconfig(plane: &ControlPlane, name: &str, token: Option<&str>) -> Result<P
     let path = plane.file(name);
     std::fs::write(&path, serde_json::to_vec(&file)?)?;
     Ok(path)
-}
-
-/// Every object that `kubectl apply -k deploy` applies.
-fn deploy(plane: &ControlPlane) -> Result<()> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-    let list = std::fs::read_to_string(directory.join("kustomization.yaml"))?;
-    let files = list.lines().filter_map(|line| line.strip_prefix("- "));
-    plane.cluster.apply(&json!({
-        "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "istio-system"},
-    }))?;
-    for file in files {
-        let text = std::fs::read_to_string(directory.join(file)).context(file.to_owned())?;
-        plane.cluster.apply_yaml(&text).context(file.to_owned())?;
-    }
-    Ok(())
-}
-
-/// The token that a kubelet would mount into an agent's pod on this node.
-fn pod_token(plane: &ControlPlane, node: &str) -> Result<String> {
-    let name = format!("egress-agent-{node}");
-    let pod = plane.cluster.apply(&json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {
-            "nodeName": node, "serviceAccountName": "egress-agent",
-            "containers": [{"name": "agent", "image": "none"}],
-        },
-    }))?;
-    let reference = Reference::new("v1", "ServiceAccount", NAMESPACE, "egress-agent");
-    let bound = json!({
-        "apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod["metadata"]["uid"],
-    });
-    let request = json!({
-        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
-        "spec": {"boundObjectRef": bound},
-    });
-    let token = plane.cluster.create_subresource(&reference, "token", &request)?;
-    Ok(token["status"]["token"].as_str().context("a token")?.to_owned())
 }
 
 /// A service account with these rules, bound in the whole cluster; its token.
@@ -349,9 +310,9 @@ fn without_any_right_it_waits_and_ends_when_asked() -> Result<()> {
 fn with_the_rights_of_deploy_an_agent_writes_its_own_node_and_policies_and_nothing_else()
 -> Result<()> {
     let (plane, runtime) = setup()?;
-    deploy(&plane)?;
+    plane.deploy()?;
     let (own, other) = (node(&plane, "node-a")?, node(&plane, "node-b")?);
-    let token = pod_token(&plane, "node-a")?;
+    let token = plane.agent_token("node-a")?;
     let kubeconfig = kubeconfig(&plane, "agent", Some(&token))?;
     plane.cluster.apply(&policy("shop", json!({"selector": {}, "mode": "audit"})))?;
     let writer = Writer::start(&runtime, &kubeconfig, "node-a", report(Enforced::True, "InForce"))?;

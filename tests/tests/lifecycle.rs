@@ -92,7 +92,7 @@ fn an_agent_whose_pod_nobody_knows_reaches_its_registry() -> Result<()> {
     unsynced.kill();
 
     // Nor does a policy, or another, take it away.
-    scenario.agent = Agent::start_in(&scenario.lab, Some(&own), &[])?;
+    scenario.agent = Agent::start_in(&scenario.lab, &own, &[])?;
     assert!(dial(&scenario)?.ok);
     scenario.change_policy("mode: enforce", "mode: audit")?;
     assert!(dial(&scenario)?.ok);

@@ -47,6 +47,8 @@ enum Task {
     /// Run every test: pure ones, the eBPF crate on the host, the kernel and agent suites.
     ///
     /// Needs root, because kernel tests load programs and make namespaces. Nothing is skipped.
+    /// `cargo xtask test adversary` runs exactly the adversary suite: every attack and every
+    /// legitimate vector of docs/threat-model.md, on both wirings and over both families.
     /// With KUBEBUILDER_ASSETS (a directory with etcd and kube-apiserver) or KUBECONFIG set, the
     /// suites of the API server use that one; KUBECONFIG's cluster must be one for tests.
     Test(test::Arguments),

@@ -88,6 +88,16 @@ impl AgentState {
         }
     }
 
+    /// What only compiling found: the registry tells of its own problems, and refused endpoints
+    /// are counted.
+    pub(crate) fn compiled_problems(&self) -> Vec<Problem> {
+        let known = &self.snapshot.problems;
+        let compiled = self.desired.problems.iter().filter(|problem| {
+            problem.code != ProblemCode::EndpointRejected && !known.contains(problem)
+        });
+        compiled.cloned().collect()
+    }
+
     /// Problems of the registry, of compiling and of applying.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = self.desired.problems.clone();

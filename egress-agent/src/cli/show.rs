@@ -37,9 +37,14 @@ pub fn status(status: &Value) -> String {
     let _ = writeln!(out, "mode {mode}   generation {generation}   node {}", text(&status["node"]));
     let _ = writeln!(
         out,
-        "registry revision {}, {} s old{}",
+        "registry revision {}, known to be true {} s ago{}{}",
         text(&status["registry"]["revision"]),
         text(&status["registry"]["ageSeconds"]),
+        if status["registry"]["connected"] == Value::Bool(false) {
+            ", NOT IN STEP WITH ITS SOURCE"
+        } else {
+            ""
+        },
         if status["registry"]["complete"] == Value::Bool(false) {
             ", incomplete: nothing is removed until it can be read"
         } else {
@@ -136,7 +141,8 @@ mod tests {
     fn status_names_what_an_operator_looks_for() {
         let shown = status(&json!({
             "mode": "enforce", "generation": 3, "node": "node-a",
-            "registry": {"revision": 2, "ageSeconds": 1, "complete": true},
+            "registry":
+                {"revision": 2, "ageSeconds": 70, "connected": false, "complete": true},
             "hooks": [{"hook": "wall", "target": "kubepods", "attached": true, "detail": ""}],
             "pods": [{"pod": {"namespace": "shop", "name": "cart"}, "policy": "shop",
                       "mode": "enforce", "capture": "none", "state": "no_interface"},
@@ -149,6 +155,7 @@ mod tests {
         for expected in [
             "mode enforce",
             "generation 3",
+            "known to be true 70 s ago, NOT IN STEP WITH ITS SOURCE",
             "wall",
             "shop/cart",
             "no_interface",

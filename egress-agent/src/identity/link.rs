@@ -16,7 +16,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket};
 use tokio::sync::Notify;
@@ -58,6 +58,11 @@ pub fn links() -> Result<Vec<Link>, IdentityError> {
     Ok(pairs.collect())
 }
 
+fn is_dummy(attribute: &LinkAttribute) -> bool {
+    matches!(attribute, LinkAttribute::LinkInfo(infos)
+        if infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Dummy))))
+}
+
 /// The host side of a pair.
 #[derive(Default)]
 struct End {
@@ -87,6 +92,21 @@ impl End {
 /// When the kernel does not answer.
 pub fn addresses() -> Result<BTreeSet<IpAddr>, IdentityError> {
     let mut own = routed(&dump_addresses(None)?);
+    own.retain(|ip| !ip.is_loopback());
+    Ok(own)
+}
+
+/// Of these, what the node's real interfaces carry: not those of dummy ones, where Service proxies
+/// keep the addresses of Services.
+///
+/// # Errors
+/// When the kernel does not answer.
+pub fn interface_addresses() -> Result<BTreeSet<IpAddr>, IdentityError> {
+    let links = dump_links(None)?;
+    let dummy = links.iter().filter(|link| link.attributes.iter().any(is_dummy));
+    let dummies: BTreeSet<u32> = dummy.map(|link| link.header.index).collect();
+    let messages = dump_addresses(None)?;
+    let mut own = routed(messages.iter().filter(|at| !dummies.contains(&at.header.index)));
     own.retain(|ip| !ip.is_loopback());
     Ok(own)
 }

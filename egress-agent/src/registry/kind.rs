@@ -118,6 +118,11 @@ impl Kind {
         matches!(self, Self::EgressPolicy | Self::EgressException)
     }
 
+    /// Whether objects of the kind take gateways away from policies that ask for it.
+    pub(super) const fn narrows(self) -> bool {
+        matches!(self, Self::Sidecar | Self::AuthorizationPolicy | Self::ConfigMap)
+    }
+
     /// Whether the kernel's entries depend on objects of the kind: one that was never read makes
     /// the snapshot incomplete. Istio's objects only classify, or narrow what stays as it is
     /// without them; every tenant may write some, and none may hold up everybody's removals.

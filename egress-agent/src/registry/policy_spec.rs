@@ -66,6 +66,7 @@ pub(super) struct Whole<S> {
 )]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields, expecting = "a mapping")]
 #[schemars(extend("required" = ["mode", "selector"]))]
+#[schemars(extend("x-kubernetes-validations" = schema::policy()))]
 pub(super) struct PolicySpec {
     /// The pods that are meant. Every part that is given must match; `{}` selects every pod.
     #[schemars(required)]
@@ -150,6 +151,8 @@ impl<'de> Deserialize<'de> for RedirectPortSpec {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase", deny_unknown_fields)]
         struct Mapping {
+            /// Zero where absent, which is refused with every other that is no port.
+            #[serde(default)]
             port: u16,
             gateway_port: Option<u16>,
         }

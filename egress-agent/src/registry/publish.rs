@@ -68,7 +68,7 @@ impl Publisher {
         if before.revision != 0 && *before == snapshot {
             return;
         }
-        report(&before.problems, &snapshot.problems);
+        report_changes(&before.problems, &snapshot.problems);
         snapshot.revision += 1;
         let told = before.revision == 0 || before.complete != snapshot.complete;
         let (complete, pods) = (snapshot.complete, snapshot.pods.len());
@@ -135,7 +135,7 @@ fn now() -> (Instant, f64) {
 }
 
 /// Logs every problem once when it appears and once when it clears.
-fn report(before: &[Problem], now: &[Problem]) {
+pub fn report_changes(before: &[Problem], now: &[Problem]) {
     for problem in now.iter().filter(|problem| !before.contains(problem)) {
         let Problem { code, origin, message } = problem;
         tracing::warn!(
@@ -144,7 +144,7 @@ fn report(before: &[Problem], now: &[Problem]) {
             name = origin.name,
             file = origin.file,
             detail = message,
-            "registry problem appeared"
+            "problem appeared"
         );
     }
     for problem in before.iter().filter(|problem| !now.contains(problem)) {
@@ -155,7 +155,7 @@ fn report(before: &[Problem], now: &[Problem]) {
             name = origin.name,
             file = origin.file,
             detail = message,
-            "registry problem cleared"
+            "problem cleared"
         );
     }
 }

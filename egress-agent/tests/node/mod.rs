@@ -112,6 +112,12 @@ impl Pair {
         pair
     }
 
+    /// Gives this end an address.
+    pub(crate) fn carry(&self, address: std::net::IpAddr) {
+        let (bits, nodad) = if address.is_ipv4() { (32, "") } else { (128, " nodad") };
+        ip(&format!("addr add {address}/{bits} dev {}{nodad}", self.host));
+    }
+
     pub(crate) fn ifindex(&self) -> u32 {
         let text = fs::read_to_string(format!("/sys/class/net/{}/ifindex", self.host)).unwrap();
         text.trim().parse().unwrap()

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::vec::Vec;
 
 use super::*;
-use crate::key::PodId;
+use crate::key::{Addr, PodId};
 use crate::packet::{Icmp, tcp};
 use crate::reason::Mode;
 use crate::state::Capture;
@@ -16,6 +16,8 @@ use crate::state::Capture;
 pub(crate) const POLICY: PolicyId = PolicyId(7);
 pub(crate) const GATEWAY: GatewayId = GatewayId(9);
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// What an interface with that MAC calls itself.
+const LINK_LOCAL: &str = "fe80::ff:fe00:1";
 const NOW: u64 = 1000;
 
 pub(crate) fn addr(text: &str) -> Addr {
@@ -248,10 +250,17 @@ fn line_01_the_source_guard_applies_to_ungoverned_pods_on_their_veth() {
         1,
         Reason::SpoofedSource,
     );
-    // What is never routed poisons nobody.
-    for src in ["fe80::1", "::"] {
-        let scoped = Packet { src: addr(src), ..packet(58, "ff02::2", 0) };
-        judged(&exempt(), &scoped, &cluster(), 1, Reason::Exempt);
+    // Its own link-local address, or none yet; another's may be what a node's probes come from.
+    for (src, reason) in [
+        (LINK_LOCAL, Reason::Exempt),
+        ("::", Reason::Exempt),
+        ("fe80::1", Reason::SpoofedSource),
+        ("169.254.7.127", Reason::SpoofedSource),
+    ] {
+        for shape in [Shape::Ip, Shape::Neighbour] {
+            let scoped = Packet { src: addr(src), ..shaped(shape, packet(58, "ff02::2", 0)) };
+            judged(&exempt(), &scoped, &cluster(), 1, reason);
+        }
     }
     let arp = Packet {
         arp_mac: MAC,
@@ -334,7 +343,7 @@ fn line_04_the_source_must_be_the_pods() {
 
 #[test]
 fn line_04_neighbour_discovery_and_listener_reports_may_be_link_local() {
-    for src in ["fe80::2", "::", "fd00::2"] {
+    for src in [LINK_LOCAL, "::", "fd00::2"] {
         let solicit =
             Packet { src: addr(src), ..shaped(Shape::Neighbour, packet(58, "ff02::1:ff00:1", 0)) };
         ruled(&solicit, &cluster(), 5, Reason::Local);
@@ -342,19 +351,52 @@ fn line_04_neighbour_discovery_and_listener_reports_may_be_link_local() {
             Packet { src: addr(src), ..shaped(Shape::Listener, packet(58, "ff02::16", 0)) };
         ruled(&report, &cluster(), 5, Reason::Protocol);
     }
-    let forged = Packet {
-        src: addr("fd00::3"),
-        ..shaped(Shape::Neighbour, packet(58, "ff02::1:ff00:1", 0))
-    };
-    ruled(&forged, &cluster(), 4, Reason::SpoofedSource);
+    // A router's link-local address would take its neighbours' traffic as a peer's does.
+    for src in ["fd00::3", "fe80::1"] {
+        let forged =
+            Packet { src: addr(src), ..shaped(Shape::Neighbour, packet(58, "ff02::1:ff00:1", 0)) };
+        ruled(&forged, &cluster(), 4, Reason::SpoofedSource);
+    }
     for (target, line, reason) in [
         ("fd00::2", 5, Reason::Local),
-        ("fe80::2", 5, Reason::Local),
+        (LINK_LOCAL, 5, Reason::Local),
         ("fd00::3", 4, Reason::SpoofedSource),
+        ("fe80::1", 4, Reason::SpoofedSource),
     ] {
         let advert =
             Packet { target: addr(target), ..shaped(Shape::Neighbour, packet(58, "ff02::1", 0)) };
         ruled(&advert, &cluster(), line, reason);
+    }
+}
+
+#[test]
+fn line_04_a_pod_asks_for_no_address_of_another() {
+    // Whatever its link-local address will be is its own to choose.
+    for (target, line, reason) in [
+        ("fd00::2", 5, Reason::Local),
+        ("fe80::7", 5, Reason::Local),
+        ("fd00::3", 4, Reason::SpoofedSource),
+    ] {
+        let claim = Packet {
+            src: Addr::UNSPECIFIED,
+            target: addr(target),
+            ..shaped(Shape::Neighbour, packet(58, "ff02::1:ff00:1", 0))
+        };
+        ruled(&claim, &cluster(), line, reason);
+    }
+}
+
+#[test]
+fn line_05_neighbour_discovery_stays_on_the_link() {
+    for (dst, reason) in [
+        ("ff02::1:ff00:1", Reason::Local),
+        ("fe80::1", Reason::Local),
+        ("fd00::4", Reason::Local),
+        ("2001:db8::1", Reason::Protocol),
+        ("ff0e::1", Reason::Protocol),
+    ] {
+        let asks = shaped(Shape::Neighbour, packet(58, dst, 0));
+        ruled(&asks, &cluster(), 5, reason);
     }
 }
 
@@ -486,13 +528,20 @@ fn line_07_metadata_and_mesh_addresses_are_denied_before_any_allowance() {
 #[test]
 fn line_07_tunnels_to_nodes_are_denied_before_any_allowance() {
     for port in [4789, 8472, 6081, 51820] {
-        let table = cluster().with_exact("10.0.9.1", 17, port, Exact::plain(Target::Node));
+        let table = cluster()
+            .with_exact("10.0.9.1", 17, port, Exact::plain(Target::Node))
+            .with_exact("10.0.1.5", 17, port, Exact::plain(Target::Infrastructure));
         ruled(&packet(17, "10.0.9.1", port), &table, 7, Reason::Tunnel);
-        ruled(&packet(17, "10.0.1.4", port), &table, 11, Reason::Cluster);
+        // An address of the pods' range may be another node's bridge; a named one is not.
+        ruled(&packet(17, "10.0.1.4", port), &table, 7, Reason::Tunnel);
+        ruled(&packet(17, "10.0.1.5", port), &table, 10, Reason::Infrastructure);
         ruled(&syn("10.0.9.1", port), &cluster(), 11, Reason::Node);
+        ruled(&syn("10.0.1.4", port), &cluster(), 11, Reason::Cluster);
     }
     for protocol in [4, 41, 47] {
         ruled(&packet(protocol, "10.0.9.1", 0), &cluster(), 7, Reason::Tunnel);
+        ruled(&packet(protocol, "10.0.1.4", 0), &cluster(), 7, Reason::Tunnel);
+        ruled(&packet(protocol, "203.0.113.10", 0), &cluster(), 13, Reason::Protocol);
     }
     ruled(&packet(17, "10.0.9.1", 4790), &cluster(), 11, Reason::Node);
 }

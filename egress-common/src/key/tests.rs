@@ -57,3 +57,16 @@ fn keys_carry_ports_in_network_order() {
     let key = ExactKey::new(PolicyId(7), addr("192.0.2.1"), 6, 443);
     assert_eq!((key.port, key.port(), key.policy().0), ([1, 187], 443, 7));
 }
+
+#[test]
+fn a_link_local_address_is_made_from_the_mac() {
+    let made = Addr::link_local([0x0a, 0x58, 0x0a, 0xf4, 0x01, 0x02]);
+    assert_eq!(made.ip(), "fe80::858:aff:fef4:102".parse::<IpAddr>().unwrap());
+}
+
+#[test]
+fn only_multicast_of_the_link_stays_on_it() {
+    for (text, scoped) in [("ff02::1", true), ("ff05::1", false), ("fe80::1", false)] {
+        assert_eq!(Addr::from(text.parse::<IpAddr>().unwrap()).is_link_scoped_multicast(), scoped);
+    }
+}

@@ -177,6 +177,12 @@ fn the_jumbo_header_is_read_only_on_a_packet_still_to_be_segmented() {
     assert_eq!(parse_as(&bytes, ETH_IPV6, false, false).shape, Shape::Malformed);
     bytes[54] = 17;
     assert_eq!(parse_as(&bytes, ETH_IPV6, false, true).shape, Shape::Malformed);
+    // Without the header, where the kernel needs none.
+    let mut bytes = ethernet(ETH_IPV6, &v6(6, 64, &tcp(16)));
+    bytes[18..20].copy_from_slice(&[0, 0]);
+    let packet = parse_as(&bytes, ETH_IPV6, false, true);
+    assert_eq!((packet.shape, packet.dst_port), (Shape::Ip, 443));
+    assert_eq!(parse_as(&bytes, ETH_IPV6, false, false).shape, Shape::Malformed);
 }
 
 #[test]
@@ -221,8 +227,15 @@ fn arp_is_exact_or_malformed() {
         wrong[at] = value;
         assert_eq!(parse(&ethernet(ETH_ARP, &wrong)).shape, Shape::Malformed, "{at}");
     }
-    // Room for a message behind it.
-    body.extend([0; 19]);
+    // Padding says nothing; anything else, and more than padding, is a message behind it.
+    body.extend([0; 18]);
+    assert_eq!(parse(&ethernet(ETH_ARP, &body)).shape, Shape::Arp);
+    for at in 28..46 {
+        let mut wrong = body.clone();
+        wrong[at] = 1;
+        assert_eq!(parse(&ethernet(ETH_ARP, &wrong)).shape, Shape::Malformed, "{at}");
+    }
+    body.extend([0; 1]);
     assert_eq!(parse(&ethernet(ETH_ARP, &body)).shape, Shape::Malformed);
 }
 
@@ -272,6 +285,15 @@ fn neighbour_discovery_is_exact_or_an_ordinary_icmp() {
     advertisement.extend([2, 1, 2, 0, 0, 0, 0, 2]);
     let packet = parse(&ethernet(ETH_IPV6, &v6(58, 255, &advertisement)));
     assert_eq!((packet.shape, packet.target), (Shape::Neighbour, Addr::new(POD6)));
+
+    // A solicitation's target is read only where it is a claim.
+    let mut solicitation = advertisement.clone();
+    solicitation[0] = 135;
+    let mut bytes = v6(58, 255, &solicitation);
+    let asks = parse(&ethernet(ETH_IPV6, &bytes));
+    assert_eq!((asks.shape, asks.target), (Shape::Neighbour, Addr::UNSPECIFIED));
+    bytes[8..24].fill(0);
+    assert_eq!(parse(&ethernet(ETH_IPV6, &bytes)).target, Addr::new(POD6));
 
     let shape = |hops, body: &[u8]| parse(&ethernet(ETH_IPV6, &v6(58, hops, body))).shape;
     assert_eq!(shape(64, &advertisement), Shape::Ip);

@@ -7,10 +7,13 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
+use egress_tests::adversary::run::perform;
+use egress_tests::adversary::talk::talk;
 use egress_tests::attempt::{Outcome, client_hello};
 use egress_tests::dial::{Way, dial, redial};
 use egress_tests::frame::{Packet, SYN, protocol};
 use egress_tests::sniffer::packet_address;
+use egress_tests::wiring::Wiring;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 #[derive(Parser)]
@@ -45,6 +48,10 @@ enum What {
         #[arg(long)]
         milliseconds: u64,
     },
+    /// Keep connecting to the addresses that standard input names, in turn, as a client behind
+    /// kube-proxy does, and exchange some bytes over each. Every line is the whole new list, comma
+    /// separated, and is answered with `ok` before the next connection.
+    Visit,
     /// Keep one TCP connection busy for so many milliseconds; says how many echoes came back, and
     /// fails when one does not.
     Hold {
@@ -81,6 +88,19 @@ enum What {
         #[arg(long, value_parser = mac)]
         to: [u8; 6],
     },
+    /// Send so many bytes to an echo server and have them all sent back.
+    Talk {
+        way: Way,
+        address: SocketAddr,
+        #[arg(long)]
+        bytes: usize,
+    },
+    /// Make attacks of the adversary suite, each named `id/family@host`.
+    Attack {
+        #[arg(long)]
+        wiring: Wiring,
+        names: Vec<String>,
+    },
     /// Send by every way as fast as it goes, for so many milliseconds.
     Flood {
         address: SocketAddr,
@@ -109,6 +129,7 @@ fn main() -> std::io::Result<()> {
     let mut peer = None;
     let (result, attempts) = match Cli::parse().what {
         What::Serve { kind, address } => return serve(&kind, address),
+        What::Attack { wiring, names } => return perform(wiring, &names),
         What::Tcp { address, sni, http, patience, way } => {
             let question = match (sni, http) {
                 (Some(name), _) => client_hello(&name),
@@ -134,9 +155,11 @@ fn main() -> std::io::Result<()> {
         What::Connects { address, milliseconds } => {
             (Ok(String::new()), connects(address, start + Duration::from_millis(milliseconds)))
         }
+        What::Visit => visit()?,
         What::Hold { address, milliseconds } => {
             hold(address, start + Duration::from_millis(milliseconds))
         }
+        What::Talk { way, address, bytes } => (talk(way, address, bytes), 1),
         What::Udp { address, wait, connected } => (udp(address, wait, connected), 1),
         What::Ping { address } => (ping(address), 1),
         What::Raw { address, source } => (raw(address).and_then(|raw| raw.send(source)), 1),
@@ -204,6 +227,55 @@ fn connects(address: SocketAddr, until: Instant) -> u64 {
         }
     }
     opened
+}
+
+/// Visits until standard input ends. Says how many connections were made; the first that was not
+/// ends it with its error.
+fn visit() -> std::io::Result<(std::io::Result<String>, u64)> {
+    let (sender, lists) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            let list: Vec<SocketAddr> =
+                line.split(',').filter_map(|address| address.parse().ok()).collect();
+            if sender.send(list).is_err() {
+                return;
+            }
+        }
+    });
+    let (mut targets, mut attempts) = (Vec::new(), 0u64);
+    loop {
+        match lists.try_recv() {
+            Ok(list) => {
+                targets = list;
+                writeln!(std::io::stdout(), "ok")?;
+                std::io::stdout().flush()?;
+            }
+            Err(std::sync::mpsc::TryRecvError::Disconnected) => {
+                return Ok((Ok(format!("{attempts} connections")), attempts));
+            }
+            Err(std::sync::mpsc::TryRecvError::Empty) => {}
+        }
+        let Some(target) = targets.get(attempts as usize % targets.len().max(1)) else {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        };
+        if let Err(error) = exchange(*target) {
+            eprintln!("{target}: {error}");
+            return Ok((Err(error), attempts));
+        }
+        attempts += 1;
+        // A client, not a flood: the machine has other things to do.
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Opens a connection, says something and hears it back.
+fn exchange(address: SocketAddr) -> std::io::Result<()> {
+    let patience = Duration::from_secs(3);
+    let mut stream = TcpStream::connect_timeout(&address, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(b"ping")?;
+    stream.read_exact(&mut [0u8; 4])
 }
 
 fn udp(address: SocketAddr, wait: bool, connected: bool) -> std::io::Result<String> {

@@ -77,6 +77,11 @@ impl Assets {
         self.store.kill();
     }
 
+    pub(super) fn stop(&mut self) {
+        self.kill();
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+
     pub(super) fn restart(&mut self) -> Result<()> {
         (self.store, self.server) =
             launch(&self.programs, &self.directory, self.port, &self.flags)?;

@@ -142,7 +142,13 @@ impl Cluster {
         let what = || format!("apply {reference:?}");
         let api = self.api(&reference).await?;
         let parameters = PatchParams::apply(MANAGER).force();
-        let stored = api.patch(&reference.name, &parameters, &Patch::Apply(object)).await;
+        // The server ignores the status here, and refuses some: a node's addresses are keyed by
+        // their type, of which there are two.
+        let mut body = object.clone();
+        if let Some(fields) = body.as_object_mut() {
+            fields.remove("status");
+        }
+        let stored = api.patch(&reference.name, &parameters, &Patch::Apply(&body)).await;
         let mut stored = stored.with_context(what)?;
         if let Some(status) = object.get("status") {
             let status = json!({ "status": status });

@@ -155,11 +155,12 @@ impl Replicas {
         uid(&cluster.apply(&self.pending(name, node))?)
     }
 
-    /// Gives a created pod its address and publishes it as ready.
+    /// Gives a created pod its address. The slices do not name it until they are
+    /// [published](Self::publish).
     ///
     /// # Errors
     /// When the API server refuses to.
-    pub fn admit(&mut self, cluster: &Cluster, name: &str, uid: &str, address: Dual) -> Result<()> {
+    pub fn run(&mut self, cluster: &Cluster, name: &str, uid: &str, address: Dual) -> Result<()> {
         let status = json!({
             "phase": "Running",
             "podIP": address.v4,
@@ -173,7 +174,7 @@ impl Replicas {
             address,
             is_terminating: false,
         });
-        self.publish(cluster)
+        Ok(())
     }
 
     /// Tells a pod to go, as a scaled deployment does: it is marked, and serves no new ones.
@@ -188,14 +189,14 @@ impl Replicas {
         self.publish(cluster)
     }
 
-    /// Deletes a pod, as its kubelet does when it has ended, then takes it out of the slices.
+    /// Deletes a pod, as its kubelet does when it has ended. The slices name it until they are
+    /// [published](Self::publish) again.
     ///
     /// # Errors
     /// When the API server refuses to.
-    pub fn remove(&mut self, cluster: &Cluster, name: &str) -> Result<()> {
-        cluster.delete(&self.pod(name))?;
+    pub fn delete(&mut self, cluster: &Cluster, name: &str) -> Result<()> {
         self.members.retain(|member| member.name != name);
-        self.publish(cluster)
+        cluster.delete(&self.pod(name))
     }
 
     /// Writes the slices, one of each family.

@@ -113,6 +113,11 @@ fn collect<'a>(
     for ip in &node.addresses {
         prefixes.mark(host(*ip), range::THIS_NODE, &configured("this node's addresses"));
     }
+    // On a bridge the node has an address among those of its pods, behind which all its ports are.
+    let doors = node.interface_addresses.iter().filter(|ip| !facts.pod_ips.contains(*ip));
+    for ip in doors {
+        prefixes.mark(host(*ip), range::NODE, &configured("this node's addresses"));
+    }
     prefixes.mark_remotes(facts);
     let cluster = facts.cluster;
     for ip in &cluster.metadata_addresses {

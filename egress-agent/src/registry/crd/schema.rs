@@ -135,6 +135,15 @@ fn range(more: &[Value]) -> Schema {
     json_schema!({ "type": "string", "maxLength": 49, "x-kubernetes-validations": rules })
 }
 
+/// What spans fields of a policy.
+pub(in crate::registry) fn policy() -> Value {
+    json!([at(
+        ".redirect",
+        "!has(self.redirect) || (has(self.gateways) && size(self.gateways) > 0)",
+        "needs a gateway to redirect to: name one in spec.gateways",
+    )])
+}
+
 /// What a gateway is found by.
 pub(in crate::registry) fn gateway() -> Value {
     json!([

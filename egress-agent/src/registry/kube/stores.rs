@@ -250,9 +250,14 @@ impl Stores {
         })
     }
 
-    /// Refused by the server, and of a kind that only classifies.
+    /// Refused by the server, and of a kind that only classifies for these policies.
     fn is_passed_over(&self, watch: &Watch, store: &Store) -> bool {
-        !watch.kind.decides() && store.trouble.as_ref().is_some_and(Trouble::is_refusal)
+        let narrows = || {
+            let policies = || self.latest().chain(self.in_force.values());
+            watch.kind.narrows() && policies().any(|policy| policy.narrow)
+        };
+        let refused = store.trouble.as_ref().is_some_and(Trouble::is_refusal);
+        refused && !watch.kind.decides() && !narrows()
     }
 
     /// Puts policies in force whose needs are listed, and asks for what is wanted now.

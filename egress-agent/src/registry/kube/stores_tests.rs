@@ -395,6 +395,32 @@ fn a_refused_kind_is_waited_for_only_if_it_decides() {
 }
 
 #[test]
+fn what_narrows_a_gateway_is_waited_for_while_a_policy_asks_for_it() {
+    for narrow in [false, true] {
+        let mut policy = policy("mesh");
+        policy["spec"]["narrow"] = json!(narrow);
+        let mut world = World::new();
+        while let Some(watch) = {
+            let mut stores = world.stores.stores.iter();
+            let next = stores.find(|(_, store)| !store.listed && store.trouble.is_none());
+            next.map(|(watch, _)| watch.clone())
+        } {
+            if watch.kind == Kind::AuthorizationPolicy {
+                world.fail(&watch, 403);
+            } else {
+                let objects: Vec<_> =
+                    [&policy].into_iter().filter(|object| selects(&watch, object)).collect();
+                world.list(&watch, &objects);
+            }
+        }
+        assert_eq!(world.stores.is_ready(), !narrow);
+        let watch = world.watch(Kind::AuthorizationPolicy, "cluster");
+        world.list(&watch, &[]);
+        assert!(world.stores.is_ready());
+    }
+}
+
+#[test]
 fn a_lost_server_is_one_problem_and_changes_nothing_else() {
     let mut world = World::listed(&[policy("mesh"), pod("shop", "a", "1", "node-a")]);
     let before = world.stores.snapshot();

@@ -208,7 +208,7 @@ fn a_policy_is_refused_whole_with_the_field_named() {
         (
             spec,
             "  mode: audit\n  redirect: {ports: [{gatewayPort: 8443}]}\n",
-            "spec.redirect.ports[0]: missing field `port`",
+            "spec.redirect.ports[0].port: must be 1 to 65535",
         ),
         (
             spec,

@@ -75,6 +75,21 @@ fn what_is_never_cluster_wins_inside_a_cluster_range() {
 }
 
 #[test]
+fn what_the_nodes_interfaces_carry_is_the_node_wherever_it_lies() {
+    let mut world = World::new();
+    // A bridge among its pods; the gateway's pod, whose address some interface also carries.
+    world.node.interface_addresses = [ip("10.1.0.1"), ip("fd00:10::1:1"), ip("10.1.9.1")].into();
+    for (dst, reason) in
+        [("10.1.0.1", Reason::Node), ("fd00:10::1:1", Reason::Node), ("10.1.0.3", Reason::Cluster)]
+    {
+        assert_eq!(world.ask(dst, TCP, 10250), reason, "{dst}");
+    }
+    let desired = world.compile();
+    assert_eq!(kinds(&desired, "10.1.0.1"), CLUSTER | range::NODE);
+    assert_eq!(kinds(&desired, "10.1.9.1"), CLUSTER, "a pod's address is the pod's");
+}
+
+#[test]
 fn a_prefix_carries_the_kinds_of_every_wider_one() {
     let mut world = World::new();
     world.cluster.ranges = vec![net("10.1.0.0/16"), net("fd00:10::/32")];
