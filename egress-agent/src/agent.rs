@@ -111,11 +111,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     let kubepods = Kubepods::find(arguments.cgroup_root.as_deref()).map_err(anyhow::Error::from)?;
     let own = kubepods.own().map_err(anyhow::Error::from)?;
     let mut loaded = Loaded::load(&options).map_err(anyhow::Error::from)?;
-    // The wall of an earlier agent stands, and does not know this pod: where unknown pods are
-    // denied, the API server could not be asked who it is.
-    if let Some(own) = &own {
-        loaded.exempt(own.cgroup, own.entry()).map_err(anyhow::Error::from)?;
-    }
+    loaded.exempt(own.as_ref()).map_err(anyhow::Error::from)?;
     let (trigger, shutdown) = supervise::pair();
     let mut tasks = Tasks::default();
 
@@ -334,7 +330,6 @@ impl Enforcer {
             }
             let snapshot = Arc::clone(&self.registry.snapshots.borrow_and_update());
             self.apply(Arc::clone(&snapshot))?;
-            // What was attached just now is told at once: until then both sides remember.
             if self.is_bounded_elsewhere() {
                 self.apply(snapshot)?;
             }

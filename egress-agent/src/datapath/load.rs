@@ -7,11 +7,10 @@ use aya::maps::MapInfo;
 use aya::programs::{CgroupSkb, CgroupSockAddr, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_attach_type;
-use egress_common::state::Pod;
 
 use super::maps::Maps;
 use super::{DatapathError, EventRing, Options, make_dir, object, sys};
-use crate::policy::Tables;
+use crate::policy::{OwnPod, Tables};
 
 /// One kernel program and where it goes.
 #[derive(Clone, Copy, Debug)]
@@ -158,12 +157,13 @@ impl Loaded {
         self.no_redirect.as_deref()
     }
 
-    /// Makes a cgroup known to whatever holds traffic already, before there is a policy.
+    /// Makes the agent's own pod known before there is a policy. The wall of an earlier agent stands
+    /// and does not know it: where unknown pods are denied, the API server could not be asked.
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn exempt(&mut self, cgroup: u64, pod: Pod) -> Result<(), DatapathError> {
-        self.maps.put_pod(cgroup, pod)
+    pub fn exempt(&mut self, own: Option<&OwnPod>) -> Result<(), DatapathError> {
+        own.map_or(Ok(()), |own| self.maps.put_pod(own.cgroup, own.entry()))
     }
 
     /// Reads the kernel's tables as an earlier agent left them.
