@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use egress_common::Mode;
+use egress_common::state::Pod as KernelPod;
 use tokio::sync::{Notify, watch};
 
 use crate::cli::{Run, exit};
@@ -22,7 +23,9 @@ use crate::identity::cgroup::Kubepods;
 use crate::identity::{cgroup, link, uplink};
 use crate::lock::{Lock, LockError};
 use crate::policy::compile::compile;
-use crate::policy::{ClusterConfig, Desired, Mark, NodeState, RejectionCount, Snapshot, Tables};
+use crate::policy::{
+    ClusterConfig, Desired, Mark, NodeState, OwnPod, RejectionCount, Snapshot, Tables,
+};
 use crate::registry::{Published, Registry, RegistryError, report_changes};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, registry};
@@ -106,7 +109,9 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         return Err(RunError::Preflight(checks));
     }
     let kubepods = Kubepods::find(arguments.cgroup_root.as_deref()).map_err(anyhow::Error::from)?;
-    let loaded = Loaded::load(&options).map_err(anyhow::Error::from)?;
+    let own = kubepods.own().map_err(anyhow::Error::from)?;
+    let mut loaded = Loaded::load(&options).map_err(anyhow::Error::from)?;
+    loaded.exempt(own.as_ref()).map_err(anyhow::Error::from)?;
     let (trigger, shutdown) = supervise::pair();
     let mut tasks = Tasks::default();
 
@@ -143,6 +148,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         source: arguments.registry.to_string(),
         cluster,
         kubepods,
+        own,
         unknown_pod: file.unknown_pod(),
         lease,
         mark,
@@ -178,6 +184,7 @@ struct Inputs {
     source: String,
     cluster: ClusterConfig,
     kubepods: Kubepods,
+    own: Option<OwnPod>,
     unknown_pod: Mode,
     lease: Duration,
     mark: Mark,
@@ -199,6 +206,7 @@ impl Inputs {
             addresses: link::addresses()?,
             interface_addresses: link::interface_addresses()?,
             bound: held.interfaces.iter().map(|(ifindex, pod)| (*ifindex, pod.id)).collect(),
+            own: self.own.clone(),
             kubepods_level: self.kubepods.level,
             verified,
             unknown_pod: self.unknown_pod,
@@ -321,7 +329,10 @@ impl Enforcer {
                 }
             }
             let snapshot = Arc::clone(&self.registry.snapshots.borrow_and_update());
-            self.apply(snapshot)?;
+            self.apply(Arc::clone(&snapshot))?;
+            if self.is_bounded_elsewhere() {
+                self.apply(snapshot)?;
+            }
         }
     }
 
@@ -346,14 +357,15 @@ impl Enforcer {
             state.hooks = Arc::new(hooks);
             state.registry = Known::of(&self.registry.health.borrow());
         });
+        Ok(self.is_bounded_elsewhere())
+    }
+
+    /// Whether the boundary is attached elsewhere than what the kernel was told.
+    fn is_bounded_elsewhere(&self) -> bool {
         let verified = self.attached.verified();
-        Ok(self
-            .publish
-            .borrow()
-            .tables
-            .interfaces
-            .iter()
-            .any(|(ifindex, pod)| verified.contains(ifindex) != (pod.guarded != 0)))
+        let tables = &self.publish.borrow().tables;
+        let told = |pod: &KernelPod| pod.flags & KernelPod::BOUNDARY != 0;
+        tables.interfaces.iter().any(|(ifindex, pod)| verified.contains(ifindex) != told(pod))
     }
 
     /// Compiles and applies. What does not fit leaves everything as it was.

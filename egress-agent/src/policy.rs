@@ -10,7 +10,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use egress_common::Mode;
-use egress_common::key::PodId;
+use egress_common::key::{Addr, NamespaceId, PodId, PolicyId};
+use egress_common::state::{Capture, Pod as KernelPod};
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -175,6 +176,8 @@ pub struct NodeState {
     /// The pod each interface was last known to belong to (the kernel's own table): a pod may
     /// change the addresses it carries, and stays behind its interface all the same.
     pub bound: BTreeMap<u32, PodId>,
+    /// The pod the agent itself runs in: nobody governs it, or it could not learn what to do.
+    pub own: Option<OwnPod>,
     /// Addresses of this node's own interfaces.
     pub addresses: BTreeSet<IpAddr>,
     /// Of these, what real interfaces carry, whatever range they are in: a bridge's address lies
@@ -205,6 +208,35 @@ pub struct Mark {
     pub audit: u32,
     /// For policies in mode enforce.
     pub enforce: u32,
+}
+
+/// The agent's own pod, as its cgroup says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnPod {
+    /// UID in the directory's name.
+    pub uid: String,
+    /// Cgroup id.
+    pub cgroup: u64,
+}
+
+impl OwnPod {
+    /// Its entry, as long as the registry has no more to say of it.
+    pub fn entry(&self) -> KernelPod {
+        KernelPod {
+            id: PodId::of(&self.uid),
+            policy: PolicyId::NONE,
+            capture: Capture::None.number(),
+            flags: 0,
+            mac: [0; 6],
+            proxy_uid: KernelPod::NO_PROXY,
+            proxy_gid: KernelPod::NO_PROXY,
+            v4: Addr::UNSPECIFIED,
+            v6: Addr::UNSPECIFIED,
+            namespace: NamespaceId::UNKNOWN,
+            guarded: 0,
+            netns: 0,
+        }
+    }
 }
 
 /// The host side of a pod's interface pair.
