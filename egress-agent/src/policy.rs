@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use egress_common::Mode;
 use egress_common::key::{Addr, NamespaceId, PodId, PolicyId};
-use egress_common::state::{Capture, Pod as KernelPod};
+use egress_common::state::{Capture, Pod as KernelPod, Policy as KernelPolicy};
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -173,9 +173,9 @@ pub struct NodeState {
     pub cgroups: BTreeMap<String, u64>,
     /// Host-side interfaces of pods.
     pub links: Vec<Link>,
-    /// The pod each interface was last known to belong to (the kernel's own table): a pod may
-    /// change the addresses it carries, and stays behind its interface all the same.
-    pub bound: BTreeMap<u32, PodId>,
+    /// What was known before: a pod may change the addresses it carries, and its object may be
+    /// deleted while its processes run.
+    pub held: Held,
     /// The pod the agent itself runs in: nobody governs it, or it could not learn what to do.
     pub own: Option<OwnPod>,
     /// Addresses of this node's own interfaces.
@@ -208,6 +208,19 @@ pub struct Mark {
     pub audit: u32,
     /// For policies in mode enforce.
     pub enforce: u32,
+}
+
+/// What the kernel's tables hold, and what was said of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Held {
+    /// Pods by cgroup id.
+    pub pods: BTreeMap<u64, KernelPod>,
+    /// Pods by the index of their host-side interface.
+    pub interfaces: BTreeMap<u32, KernelPod>,
+    /// Policies.
+    pub policies: BTreeMap<PolicyId, KernelPolicy>,
+    /// The names of these pods, where this agent has compiled them.
+    pub coverage: Vec<Coverage>,
 }
 
 /// The agent's own pod, as its cgroup says.

@@ -14,6 +14,7 @@ mod hidden;
 mod identity;
 mod link;
 mod narrow;
+mod orphan;
 mod ranges;
 mod redirect;
 mod select;
@@ -174,6 +175,7 @@ fn pods<'a>(
             },
         });
     }
+    guard = guard.max(orphan::keep(facts, numbers, variants, node, desired));
     if let Some(own) = &node.own {
         desired.tables.pods.entry(own.cgroup).or_insert_with(|| own.entry());
     }

@@ -290,7 +290,8 @@ fn the_wall_leaves_to_a_boundary_only_what_passes_it() {
     assert!(said(&world.compile().tables.interfaces[&7]));
     // A second interface has a boundary of its own, or none yet.
     world.link(8, &[ip("10.1.0.2")]);
-    world.node.bound.extend([7, 8].map(|ifindex| (ifindex, PodId::of("shop/web"))));
+    world.bind(7, "shop/web");
+    world.bind(8, "shop/web");
     world.node.verified = [8].into();
     let tables = world.compile().tables;
     assert_eq!((tables.interfaces[&7].guarded, tables.interfaces[&8].guarded != 0), (0, true));
