@@ -1,5 +1,6 @@
 //! The only place that knows everybody: registry in, kernel out, and what is told about it.
 
+mod inputs;
 mod propagation;
 mod report;
 mod state;
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use egress_common::Mode;
+use egress_common::state::Pod as KernelPod;
 use tokio::sync::{Notify, watch};
 
 use crate::cli::{Run, exit};
@@ -21,12 +22,12 @@ use crate::datapath::{
 use crate::identity::cgroup::Kubepods;
 use crate::identity::{cgroup, link, uplink};
 use crate::lock::{Lock, LockError};
-use crate::policy::compile::compile;
-use crate::policy::{ClusterConfig, Desired, Mark, NodeState, RejectionCount, Snapshot, Tables};
+use crate::policy::{RejectionCount, Snapshot};
 use crate::registry::{Published, Registry, RegistryError, report_changes};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, registry};
 
+use inputs::Inputs;
 pub use propagation::Propagation;
 pub use state::{AgentState, Known};
 
@@ -106,7 +107,9 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         return Err(RunError::Preflight(checks));
     }
     let kubepods = Kubepods::find(arguments.cgroup_root.as_deref()).map_err(anyhow::Error::from)?;
-    let loaded = Loaded::load(&options).map_err(anyhow::Error::from)?;
+    let own = kubepods.own().map_err(anyhow::Error::from)?;
+    let mut loaded = Loaded::load(&options).map_err(anyhow::Error::from)?;
+    loaded.exempt(own.as_ref()).map_err(anyhow::Error::from)?;
     let (trigger, shutdown) = supervise::pair();
     let mut tasks = Tasks::default();
 
@@ -143,6 +146,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         source: arguments.registry.to_string(),
         cluster,
         kubepods,
+        own,
         unknown_pod: file.unknown_pod(),
         lease,
         mark,
@@ -172,48 +176,6 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     tasks.run(trigger).await.map_err(RunError::Failed)
 }
 
-/// What does not change while the agent runs.
-struct Inputs {
-    node: Option<String>,
-    source: String,
-    cluster: ClusterConfig,
-    kubepods: Kubepods,
-    unknown_pod: Mode,
-    lease: Duration,
-    mark: Mark,
-}
-
-impl Inputs {
-    fn compile(
-        &self,
-        snapshot: &Snapshot,
-        held: &Tables,
-        verified: BTreeSet<u32>,
-        no_redirect: Option<&str>,
-    ) -> anyhow::Result<Desired> {
-        let boot_epoch = i128::from(boot_clock()) - jiff::Timestamp::now().as_nanosecond();
-        let node = NodeState {
-            name: self.node.clone(),
-            cgroups: self.kubepods.pods()?,
-            links: link::links()?,
-            addresses: link::addresses()?,
-            bound: held.interfaces.iter().map(|(ifindex, pod)| (*ifindex, pod.id)).collect(),
-            kubepods_level: self.kubepods.level,
-            verified,
-            unknown_pod: self.unknown_pod,
-            mark: self.mark,
-            no_redirect: no_redirect.map(str::to_owned),
-            lease: u64::try_from(self.lease.as_nanos()).unwrap_or(u64::MAX),
-            // The two clocks drift by microseconds between reads; whole seconds do not, and an
-            // expiry that moved with every compilation would be a change every time.
-            boot_epoch: boot_epoch.div_euclid(SECOND) * SECOND,
-        };
-        Ok(compile(snapshot, &self.cluster, &node))
-    }
-}
-
-const SECOND: i128 = 1_000_000_000;
-
 /// The loop that keeps the kernel at what the registry says.
 struct Enforcer {
     inputs: Inputs,
@@ -233,7 +195,7 @@ impl Enforcer {
     ) -> anyhow::Result<(Self, States)> {
         let snapshot = Arc::clone(&registry.snapshots.borrow_and_update());
         let (held, no_redirect) = (loaded.held(), loaded.no_redirect());
-        let mut desired = inputs.compile(&snapshot, &loaded.actual()?, held, no_redirect)?;
+        let mut desired = inputs.compile(&snapshot, &loaded.actual()?, &[], held, no_redirect)?;
         let path: &Path = &inputs.kubepods.path;
         let can_redirect = no_redirect.is_none();
         let (mut attached, mut applied) =
@@ -241,7 +203,8 @@ impl Enforcer {
         if can_redirect && attached.no_redirect().is_some() {
             // The hooks it needs were loaded and could not be attached.
             let (held, verified) = (attached.actual()?, attached.verified());
-            desired = inputs.compile(&snapshot, &held, verified, attached.no_redirect())?;
+            let known = &desired.coverage;
+            desired = inputs.compile(&snapshot, &held, known, verified, attached.no_redirect())?;
             applied = attached.apply(&desired.tables, desired.may_remove)?;
         }
         if let Some(why) = attached.no_redirect() {
@@ -320,7 +283,10 @@ impl Enforcer {
                 }
             }
             let snapshot = Arc::clone(&self.registry.snapshots.borrow_and_update());
-            self.apply(snapshot)?;
+            self.apply(Arc::clone(&snapshot))?;
+            if self.is_bounded_elsewhere() {
+                self.apply(snapshot)?;
+            }
         }
     }
 
@@ -345,30 +311,35 @@ impl Enforcer {
             state.hooks = Arc::new(hooks);
             state.registry = Known::of(&self.registry.health.borrow());
         });
+        Ok(self.is_bounded_elsewhere())
+    }
+
+    /// Whether the boundary is attached elsewhere than what the kernel was told.
+    fn is_bounded_elsewhere(&self) -> bool {
         let verified = self.attached.verified();
-        Ok(self
-            .publish
-            .borrow()
-            .tables
-            .interfaces
-            .iter()
-            .any(|(ifindex, pod)| verified.contains(ifindex) != (pod.guarded != 0)))
+        let tables = &self.publish.borrow().tables;
+        let told = |pod: &KernelPod| pod.flags & KernelPod::BOUNDARY != 0;
+        tables.interfaces.iter().any(|(ifindex, pod)| verified.contains(ifindex) != told(pod))
     }
 
     /// Compiles and applies. What does not fit leaves everything as it was.
     fn apply(&mut self, snapshot: Arc<Snapshot>) -> anyhow::Result<()> {
-        let held = Arc::clone(&self.publish.borrow().tables);
+        let (held, last) = {
+            let state = self.publish.borrow();
+            (Arc::clone(&state.tables), Arc::clone(&state.desired))
+        };
         let verified = self.attached.verified();
         let no_redirect = self.attached.no_redirect();
-        let desired = match self.inputs.compile(&snapshot, &held, verified, no_redirect) {
-            Ok(desired) => desired,
-            // The node could not be read this time: the old policy stays, the next event asks
-            // again.
-            Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "node not read; policy unchanged");
-                return Ok(());
-            }
-        };
+        let desired =
+            match self.inputs.compile(&snapshot, &held, &last.coverage, verified, no_redirect) {
+                Ok(desired) => desired,
+                // The node could not be read this time: the old policy stays, the next event asks
+                // again.
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "node not read; policy unchanged");
+                    return Ok(());
+                }
+            };
         let mut outcome = self.attached.apply(&desired.tables, desired.may_remove);
         if let Ok(applied) = &mut outcome {
             applied.warnings.extend(self.attached.link_uplinks(&uplink::uplinks()?)?);

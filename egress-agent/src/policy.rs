@@ -10,7 +10,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use egress_common::Mode;
-use egress_common::key::PodId;
+use egress_common::key::{Addr, NamespaceId, PodId, PolicyId};
+use egress_common::state::{Capture, Pod as KernelPod, Policy as KernelPolicy};
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -172,9 +173,11 @@ pub struct NodeState {
     pub cgroups: BTreeMap<String, u64>,
     /// Host-side interfaces of pods.
     pub links: Vec<Link>,
-    /// The pod each interface was last known to belong to (the kernel's own table): a pod may
-    /// change the addresses it carries, and stays behind its interface all the same.
-    pub bound: BTreeMap<u32, PodId>,
+    /// What was known before: a pod may change the addresses it carries, and its object may be
+    /// deleted while its processes run.
+    pub held: Held,
+    /// The pod the agent itself runs in: nobody governs it, or it could not learn what to do.
+    pub own: Option<OwnPod>,
     /// What this node's own interfaces carry, whatever range it is in: a bridge's address lies among
     /// those of its pods. Dummy ones are left out, where Service proxies keep those of Services.
     pub addresses: BTreeSet<IpAddr>,
@@ -203,6 +206,48 @@ pub struct Mark {
     pub audit: u32,
     /// For policies in mode enforce.
     pub enforce: u32,
+}
+
+/// What the kernel's tables hold, and what was said of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Held {
+    /// Pods by cgroup id.
+    pub pods: BTreeMap<u64, KernelPod>,
+    /// Pods by the index of their host-side interface.
+    pub interfaces: BTreeMap<u32, KernelPod>,
+    /// Policies.
+    pub policies: BTreeMap<PolicyId, KernelPolicy>,
+    /// The names of these pods, where this agent has compiled them.
+    pub coverage: Vec<Coverage>,
+}
+
+/// The agent's own pod, as its cgroup says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnPod {
+    /// UID in the directory's name.
+    pub uid: String,
+    /// Cgroup id.
+    pub cgroup: u64,
+}
+
+impl OwnPod {
+    /// Its entry, as long as the registry has no more to say of it.
+    pub fn entry(&self) -> KernelPod {
+        KernelPod {
+            id: PodId::of(&self.uid),
+            policy: PolicyId::NONE,
+            capture: Capture::None.number(),
+            flags: 0,
+            mac: [0; 6],
+            proxy_uid: KernelPod::NO_PROXY,
+            proxy_gid: KernelPod::NO_PROXY,
+            v4: Addr::UNSPECIFIED,
+            v6: Addr::UNSPECIFIED,
+            namespace: NamespaceId::UNKNOWN,
+            guarded: 0,
+            netns: 0,
+        }
+    }
 }
 
 /// The host side of a pod's interface pair.

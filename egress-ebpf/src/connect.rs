@@ -50,7 +50,6 @@ pub(crate) fn call(ctx: &SockAddrContext, hook: Hook) -> Verdict {
         }
     }
     let verdict = who.verdict(ruling.reason);
-    log(&packet, verdict, ctx);
     tell(
         &config,
         &Told {
@@ -64,6 +63,7 @@ pub(crate) fn call(ctx: &SockAddrContext, hook: Hook) -> Verdict {
             socket_uid: u32::MAX,
         },
     );
+    log(&packet, verdict, ctx);
     verdict
 }
 
@@ -117,9 +117,8 @@ fn log(packet: &Packet, verdict: Verdict, ctx: &SockAddrContext) {
     if crate::log::enabled() {
         aya_log_ebpf::debug!(
             ctx,
-            "hook {} protocol {} port {} verdict {}",
+            "hook {} port {} verdict {}",
             packet.hook.number(),
-            packet.protocol,
             packet.dst_port,
             verdict.number()
         );

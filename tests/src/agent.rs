@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -40,7 +40,15 @@ impl Agent {
     /// # Errors
     /// When it ends or is not ready in time; its log is quoted.
     pub fn start(lab: &Lab, more: &[&str]) -> Result<Self> {
-        Self::start_on(lab, &directory(lab), more)
+        Self::launch(lab, &directory(lab), None, more)
+    }
+
+    /// The same as a process of a pod on the node's network.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_in(lab: &Lab, cgroup: &Path, more: &[&str]) -> Result<Self> {
+        Self::launch(lab, &directory(lab), Some(cgroup), more)
     }
 
     /// The same on another registry than the lab's directory.
@@ -48,11 +56,15 @@ impl Agent {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_on(lab: &Lab, registry: &str, more: &[&str]) -> Result<Self> {
+        Self::launch(lab, registry, None, more)
+    }
+
+    fn launch(lab: &Lab, registry: &str, cgroup: Option<&Path>, more: &[&str]) -> Result<Self> {
         let config = lab.file("agent.yaml");
         if !config.exists() {
             manifests::config(&config, "")?;
         }
-        let place = Place { netns: Some(&lab.node), ..Place::default() };
+        let place = Place { netns: Some(&lab.node), cgroup, ..Place::default() };
         let mut command = place.command(binary()?)?;
         command.args(Self::arguments_on(lab, registry)).args(more);
         // The programs' own lines are debug lines.

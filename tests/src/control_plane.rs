@@ -36,7 +36,7 @@ pub use relay::{Relay, Traffic};
 pub use workload::{EGRESS_GATEWAY, Member, Pod, Replicas, uid};
 
 use crate::lab::Lab;
-use crate::process::{self, Process};
+use crate::process::{self, Process, wait_until};
 use crate::sweep;
 
 /// How long a start may take; two cores shared with compilers take their time.
@@ -127,7 +127,19 @@ impl ControlPlane {
         if matches!(plane.server, Server::Foreign) {
             plane.ask_for_consent()?;
         }
+        plane.await_own_endpoint()?;
         Ok(plane)
+    }
+
+    /// The server writes its own endpoint seconds after it is ready; every agent hears of it.
+    fn await_own_endpoint(&self) -> Result<()> {
+        wait_until("the API server's own EndpointSlice", Duration::from_secs(30), || {
+            let slices = self.cluster.list("discovery.k8s.io/v1", "EndpointSlice")?;
+            Ok(slices.iter().any(|slice| {
+                slice["metadata"]["name"] == "kubernetes" && slice["endpoints"].is_array()
+            }))
+        })?;
+        Ok(())
     }
 
     /// Nobody's production shall get the objects of a test because a variable was set.

@@ -14,6 +14,7 @@ pub mod agent;
 pub mod attempt;
 pub mod cgroup;
 pub mod control_plane;
+pub mod crowd;
 pub mod dial;
 pub mod frame;
 pub mod http;

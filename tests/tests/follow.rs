@@ -133,6 +133,46 @@ fn a_missing_gateway_is_named_and_opens_nothing() -> Result<()> {
     Ok(())
 }
 
+/// `kubectl delete --force` with a long grace period: the object goes and the containers stay.
+#[test]
+fn a_pod_whose_object_is_deleted_stays_governed_until_it_is_gone() -> Result<()> {
+    const LEFT: Identity = Identity {
+        short: "left",
+        name: "shop/left",
+        uid: "5f0c1a52-0c4b-4c1e-9d53-000000000032",
+        host: 32,
+    };
+    let scenario = Scenario::new("enforce")?;
+    let left = scenario.lab.add_pod(LEFT)?;
+    let path = scenario.lab.file("registry/left.yaml");
+    manifests::replace(&path, &manifests::pod(LEFT, left.address(), ""))?;
+    let state = |status: &serde_json::Value| {
+        let pods = status["pods"].as_array().cloned().unwrap_or_default();
+        let left = pods.iter().find(|pod| pod["pod"]["name"] == "left");
+        left.map(|pod| pod["state"].clone())
+    };
+    scenario.until("the pod is covered", |status| state(status) == Some("covered".into()))?;
+
+    std::fs::remove_file(&path)?;
+    scenario.until("the pod is orphaned", |status| state(status) == Some("orphaned".into()))?;
+    let outside = SocketAddr::from((STRIPE.v4, 9000));
+    let plain = vec!["tcp".to_owned(), to(STRIPE.v4, 9000)];
+    let packet = scenario.lab.by_hand("packet", &left, outside);
+    for attempt in [plain, packet] {
+        let words: Vec<&str> = attempt.iter().map(String::as_str).collect();
+        let (outcome, escaped) = scenario.judged(&left.place(), &words)?;
+        assert!(escaped == 0, "{attempt:?}: {outcome:?}");
+    }
+    let _open = scenario.lab.serve(&scenario.lab.gateway.place(), "tcp", 8443)?;
+    let gateway = to(pod(GATEWAY.host).v4, 8443);
+    let (through, _) = scenario.judged(&left.place(), &["tcp", &gateway])?;
+    assert!(through.ok, "{through:?}");
+
+    scenario.lab.remove_pod(left)?;
+    scenario.until("the pod is forgotten", |status| state(status).is_none())?;
+    Ok(())
+}
+
 #[test]
 fn a_pod_is_governed_from_its_manifest_to_its_end() -> Result<()> {
     const LATE: Identity = Identity {

@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use egress_tests::address::STRIPE;
 use egress_tests::agent::{self, Agent, binary};
 use egress_tests::attempt::Outcome;
+use egress_tests::lab::Lab;
+use egress_tests::manifests;
 use egress_tests::process::{Place, Process, wait_until};
 use egress_tests::scenario::{Scenario, to};
 use nix::sys::signal::Signal;
@@ -56,6 +58,51 @@ fn nothing_escapes_while_a_killed_agent_is_replaced() -> Result<()> {
     assert_eq!(scenario.lab.sniffer.escapes(mark)?, [], "of {} attempts", flooded.attempts);
     Ok(())
 }
+
+#[test]
+fn an_agent_whose_pod_nobody_knows_reaches_its_registry() -> Result<()> {
+    const OWN: &str = "5f0c1a52-0c4b-4c1e-9d53-000000000061";
+    let lab = Lab::new()?;
+    manifests::config(&lab.file("agent.yaml"), "unknownPod: deny\n")?;
+    let mut scenario = Scenario::on(lab, "enforce", &[])?;
+    let own = scenario.lab.cgroups.container(OWN, "agent")?;
+    let server = to(STRIPE.v4, 9000);
+    let dial = |scenario: &Scenario| {
+        let place = Place { netns: Some(&scenario.lab.node), cgroup: Some(&own), user: None };
+        scenario.lab.attempt(&place, &["tcp", &server, "--patience", "500"])
+    };
+    assert!(!dial(&scenario)?.ok, "the wall does not know the pod");
+
+    // A rollout: the new agent's pod was never seen, and its registry does not answer yet.
+    scenario.agent.process.kill();
+    let kubeconfig = scenario.lab.file("kubeconfig");
+    std::fs::write(&kubeconfig, KUBECONFIG.replace("@SERVER@", &server))?;
+    let arguments = Agent::arguments(&scenario.lab).into_iter().map(|argument| {
+        let registry = argument.starts_with("--registry=");
+        if registry { format!("--registry=kube:{}", kubeconfig.display()) } else { argument }
+    });
+    let place = Place { netns: Some(&scenario.lab.node), cgroup: Some(&own), user: None };
+    let mut command = place.command(binary()?)?;
+    command.args(arguments).stdout(Stdio::null()).stderr(scenario.lab.log("unsynced")?);
+    let mut unsynced = Process::start(command, "agent without a snapshot")?;
+    wait_until("the API server is reached", Duration::from_secs(10), || Ok(dial(&scenario)?.ok))?;
+    let (refused, escaped) =
+        scenario.judged(&scenario.lab.cart.place(), &["tcp", &to(STRIPE.v4, 9000)])?;
+    assert!(refused.refused() && escaped == 0, "everybody else is held: {refused:?}");
+    unsynced.kill();
+
+    // Nor does a policy, or another, take it away.
+    scenario.agent = Agent::start_in(&scenario.lab, &own, &[])?;
+    assert!(dial(&scenario)?.ok);
+    scenario.change_policy("mode: enforce", "mode: audit")?;
+    assert!(dial(&scenario)?.ok);
+    Ok(())
+}
+
+const KUBECONFIG: &str = "apiVersion: v1\nkind: Config\ncurrent-context: lab\n\
+    contexts: [{name: lab, context: {cluster: lab, user: agent}}]\n\
+    clusters: [{name: lab, cluster: {server: \"https://@SERVER@\", insecure-skip-tls-verify: true}}]\n\
+    users: [{name: agent, user: {token: secret}}]\n";
 
 /// Runs an agent in the node's namespace and gives its exit code and complaint.
 fn run(scenario: &Scenario, program: &str, before: &[&str]) -> Result<(Option<i32>, String)> {

@@ -9,8 +9,9 @@ use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData};
 use egress_common::key::{PodId, ReplyKey};
 use egress_common::state::Reply;
-use egress_tests::address::{NODE, ROUTER, pod};
+use egress_tests::address::{NODE, ROUTER, STRIPE, pod};
 use egress_tests::cgroup;
+use egress_tests::crowd::Crowd;
 use egress_tests::lab::{CART, CHECKOUT, Identity, Lab};
 use egress_tests::manifests;
 use egress_tests::process::Place;
@@ -36,6 +37,33 @@ fn peers_and_the_node_are_answered() -> Result<()> {
             assert_eq!(closed.error, "ECONNREFUSED", "{ip}: {closed:?}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_pod_whose_boundary_could_not_be_attached_is_answered_too() -> Result<()> {
+    let lab = Lab::new()?;
+    let _crowd = Crowd::fill(&lab.node, &lab.cart.interface())?;
+    let scenario = Scenario::on(lab, "enforce", &[])?;
+    let lab = &scenario.lab;
+    let _tcp = scenario.server(&lab.cart.place(), "tcp", 9000)?;
+    let _udp = scenario.server(&lab.cart.place(), "udp", 9001)?;
+    let node = Place { netns: Some(&lab.node), ..Place::default() };
+    for ip in pod(CART.host).both() {
+        let tcp = lab.attempt(&node, &["tcp", &to(ip, 9000), "--http", "x"])?;
+        assert!(tcp.ok, "{ip}: {tcp:?}");
+        let udp = lab.attempt(&node, &["udp", &to(ip, 9001), "--wait"])?;
+        assert!(udp.ok, "{ip}: {udp:?}");
+    }
+    // The wall holds, and counts what nobody else does.
+    let before = scenario.samples()?;
+    let (refused, escaped) = scenario.judged(&lab.cart.place(), &["tcp", &to(STRIPE.v4, 9000)])?;
+    assert!(refused.refused() && escaped == 0, "{refused:?}");
+    let _peer = scenario.server(&lab.ledger.place(), "tcp", 9002)?;
+    let peer = to(lab.ledger.address().v4, 9002);
+    assert!(lab.attempt(&lab.cart.place(), &["tcp", &peer])?.ok);
+    let connections = ["egress_pod_connections_total{", "source_pod=\"cart\"", "verdict=\"allow\""];
+    assert_eq!(scenario.rise(&before, &connections)?, 1.0);
     Ok(())
 }
 

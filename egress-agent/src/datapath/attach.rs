@@ -53,15 +53,13 @@ pub struct Attached {
 impl Loaded {
     /// Interfaces that an earlier agent left with a live boundary, of whichever version.
     pub fn held(&self) -> BTreeSet<u32> {
-        let Some(boundary) = INTERFACE_HOOKS.into_iter().find(|hook| hook.name == "pod_egress")
-        else {
-            return BTreeSet::new();
-        };
         let pinned = pinned_interfaces(&self.options, &self.options.interface_pins());
         let lives = |ifindex: &u32| {
-            let pin = interface_pin(&self.options, boundary, *ifindex);
-            let info = sys::open_pin(&pin).and_then(|fd| sys::link_info(fd.as_fd(), boundary.name));
-            info.is_ok_and(|info| info.target == u64::from(*ifindex))
+            INTERFACE_HOOKS.into_iter().all(|hook| {
+                let pin = interface_pin(&self.options, hook, *ifindex);
+                let info = sys::open_pin(&pin).and_then(|fd| sys::link_info(fd.as_fd(), hook.name));
+                info.is_ok_and(|info| info.target == u64::from(*ifindex))
+            })
         };
         pinned.unwrap_or_default().into_iter().filter(lives).collect()
     }

@@ -49,13 +49,12 @@ impl Attached {
         cgroup.chain(interfaces).chain(uplinks).collect()
     }
 
-    /// Interfaces on which the boundary is attached and runs the program this agent loaded.
+    /// Interfaces on which both programs of the boundary are attached, as this agent loaded them.
     pub fn verified(&self) -> BTreeSet<u32> {
         let interfaces =
             pinned_interfaces(&self.options, &self.options.interface_pins()).unwrap_or_default();
-        let boundary = INTERFACE_HOOKS.into_iter().find(|hook| hook.name == "pod_egress");
         let holds = |ifindex: &u32| {
-            boundary.is_some_and(|hook| {
+            INTERFACE_HOOKS.into_iter().all(|hook| {
                 let pin = interface_pin(&self.options, hook, *ifindex);
                 self.status(hook, &pin, u64::from(*ifindex), String::new()).attached
             })

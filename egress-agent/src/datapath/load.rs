@@ -10,7 +10,7 @@ use aya_obj::generated::bpf_attach_type;
 
 use super::maps::Maps;
 use super::{DatapathError, EventRing, Options, make_dir, object, sys};
-use crate::policy::Tables;
+use crate::policy::{OwnPod, Tables};
 
 /// One kernel program and where it goes.
 #[derive(Clone, Copy, Debug)]
@@ -155,6 +155,15 @@ impl Loaded {
     /// Why connections cannot be redirected on this node, if they cannot.
     pub fn no_redirect(&self) -> Option<&str> {
         self.no_redirect.as_deref()
+    }
+
+    /// Makes the agent's own pod known before there is a policy. The wall of an earlier agent stands
+    /// and does not know it: where unknown pods are denied, the API server could not be asked.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn exempt(&mut self, own: Option<&OwnPod>) -> Result<(), DatapathError> {
+        own.map_or(Ok(()), |own| self.maps.put_pod(own.cgroup, own.entry()))
     }
 
     /// Reads the kernel's tables as an earlier agent left them.

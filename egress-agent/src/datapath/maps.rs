@@ -212,6 +212,11 @@ impl Maps {
         in_map("INTERFACES", self.interfaces.keys().collect())
     }
 
+    /// Enters one pod, outside of any plan.
+    pub(super) fn put_pod(&mut self, cgroup: u64, pod: Pod) -> Result<(), DatapathError> {
+        in_map("PODS", self.pods.insert(cgroup, pod, 0))
+    }
+
     /// The agent's sign of life.
     pub(super) fn beat(&mut self, now: u64) -> Result<(), DatapathError> {
         in_map("HEARTBEAT", self.heartbeat.set(0, now, 0))

@@ -11,6 +11,7 @@ use inotify::{Inotify, WatchMask};
 use tokio::sync::Notify;
 
 use super::IdentityError;
+use crate::policy::OwnPod;
 use crate::supervise::Shutdown;
 
 /// The cgroup every pod of the node lives under.
@@ -50,7 +51,24 @@ impl Kubepods {
     /// # Errors
     /// When `kubepods` itself cannot be read; a pod that vanishes meanwhile is skipped.
     pub fn pods(&self) -> Result<BTreeMap<String, u64>, IdentityError> {
-        let mut pods = BTreeMap::new();
+        Ok(self.directories()?.into_iter().map(|(uid, cgroup, _)| (uid, cgroup)).collect())
+    }
+
+    /// The pod this process runs in, if it does in one: no other lists this process's number,
+    /// because the kernel gives each reader the numbers of its own namespace and zero for others.
+    ///
+    /// # Errors
+    /// As [`pods`](Self::pods).
+    pub fn own(&self) -> Result<Option<OwnPod>, IdentityError> {
+        let process = std::process::id().to_string();
+        let mut pods = self.directories()?.into_iter();
+        let own = pods.find(|(_, _, path)| holds(path, &process));
+        Ok(own.map(|(uid, cgroup, _)| OwnPod { uid, cgroup }))
+    }
+
+    /// UID, cgroup id and directory of every pod.
+    fn directories(&self) -> Result<Vec<(String, u64, PathBuf)>, IdentityError> {
+        let mut pods = Vec::new();
         for parent in self.parents() {
             let entries = match fs::read_dir(&parent) {
                 Ok(entries) => entries,
@@ -60,7 +78,7 @@ impl Kubepods {
             for entry in entries.flatten() {
                 let uid = entry.file_name().to_str().and_then(pod_uid);
                 if let (Some(uid), Ok(metadata)) = (uid, entry.metadata()) {
-                    pods.insert(uid, metadata.ino());
+                    pods.push((uid, metadata.ino(), entry.path()));
                 }
             }
         }
@@ -80,6 +98,17 @@ impl Kubepods {
         }
         parents
     }
+}
+
+/// Whether a process is in this cgroup or one below it.
+fn holds(cgroup: &Path, process: &str) -> bool {
+    let listed = fs::read_to_string(cgroup.join("cgroup.procs"));
+    if listed.is_ok_and(|text| text.lines().any(|line| line == process)) {
+        return true;
+    }
+    let below = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    let mut below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    below.any(|entry| holds(&entry.path(), process))
 }
 
 /// Where cgroup v2 is mounted: alone at `/sys/fs/cgroup`, or beside v1.
@@ -212,5 +241,23 @@ mod tests {
         fs::create_dir_all(path.join(format!("pod{hash}"))).unwrap();
         let pods = Kubepods { path, level: 1 }.pods().unwrap();
         assert_eq!(pods.keys().collect::<Vec<_>>(), [UUID, hash]);
+    }
+
+    #[test]
+    fn the_own_pod_is_the_one_that_lists_this_process() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("kubepods");
+        let container = path.join("burstable").join(format!("pod{UUID}")).join("agent");
+        let other = path.join("podd41d8cd98f00b204e9800998ecf8427e").join("app");
+        fs::create_dir_all(&container).unwrap();
+        fs::create_dir_all(&other).unwrap();
+        let kubepods = Kubepods { path, level: 1 };
+        let own = std::process::id();
+        // As the kernel writes it: processes of other namespaces are zeroes.
+        fs::write(other.join("cgroup.procs"), format!("0\n{own}0\n")).unwrap();
+        assert_eq!(kubepods.own().unwrap(), None);
+        fs::write(container.join("cgroup.procs"), format!("0\n{own}\n")).unwrap();
+        let found = kubepods.own().unwrap().unwrap();
+        assert_eq!((found.uid.as_str(), found.cgroup), (UUID, kubepods.pods().unwrap()[UUID]));
     }
 }

@@ -14,6 +14,7 @@ mod hidden;
 mod identity;
 mod link;
 mod narrow;
+mod orphan;
 mod ranges;
 mod redirect;
 mod select;
@@ -33,7 +34,7 @@ use gateway::Gateways;
 use hidden::Suspects;
 use identity::{Numbers, Variant, Variants};
 use narrow::Narrowing;
-use select::{Overlaps, Ranked, exceptions_for};
+use select::{Choice, Overlaps, Ranked, exceptions_for};
 
 pub use shadow::shadowed;
 
@@ -114,7 +115,11 @@ fn pods<'a>(
     let mut overlaps = Overlaps::default();
     let mut guard = Mode::Audit;
     for pod in local {
-        let choice = ranked.choose(snapshot, facts.cluster, gateways, pod);
+        let mut choice = ranked.choose(snapshot, facts.cluster, gateways, pod);
+        let cgroup = node.cgroups.get(&pod.cgroup_uid).copied().filter(|_| !pod.finished);
+        if node.own.as_ref().is_some_and(|own| Some(own.cgroup) == cgroup) {
+            choice = Choice { policy: None, state: CoverageState::Exempt, ..choice };
+        }
         overlaps.add(&choice, pod);
         let governing = choice.policy.filter(|_| choice.state == CoverageState::Covered);
         let mode = governing.map_or(Mode::Off, |policy| mode_of(pod, policy));
@@ -128,7 +133,6 @@ fn pods<'a>(
         // from: one enforcing policy on the node turns the guard on for everybody.
         guard = guard.max(mode);
         let links = links.get(&*pod.uid).map_or(&[][..], Vec::as_slice);
-        let cgroup = node.cgroups.get(&pod.cgroup_uid).copied().filter(|_| !pod.finished);
         let mesh = if is_mesh_proxy(pod, facts.cluster) { KernelPod::MESH_PROXY } else { 0 };
         // Under ambient the pod's sockets are the mesh proxy's, which must be known as well.
         let told = cgroup.is_some() && (pod.capture != Capture::Ambient || proxied);
@@ -138,16 +142,16 @@ fn pods<'a>(
             | host
             | if told { KernelPod::OWNER } else { 0 }
             | if audited { KernelPod::AUDITED } else { 0 };
-        let guarded = |link: &Link| node.verified.contains(&link.ifindex).then_some(link.peer);
         if let Some(cgroup) = cgroup {
             let first = links.first().copied();
-            let guarded = first.and_then(guarded).unwrap_or(0);
-            let entry = KernelPod { guarded, ..kernel_pod(pod, number, flags, first) };
-            desired.tables.pods.insert(cgroup, KernelPod { mac: [0; 6], ..entry });
+            let entry = bounded(kernel_pod(pod, number, flags, first), first, node);
+            // The one entry stands for all of the pod's interfaces.
+            let open = links.iter().any(|link| !node.verified.contains(&link.ifindex));
+            let flags = entry.flags & if open { !KernelPod::BOUNDARY } else { u8::MAX };
+            desired.tables.pods.insert(cgroup, KernelPod { mac: [0; 6], flags, ..entry });
         }
         for link in links {
-            let guarded = guarded(link).unwrap_or(0);
-            let entry = KernelPod { guarded, ..kernel_pod(pod, number, flags, Some(link)) };
+            let entry = bounded(kernel_pod(pod, number, flags, Some(link)), Some(link), node);
             desired.tables.interfaces.insert(link.ifindex, entry);
         }
         let ifindex = links.first().map(|link| link.ifindex);
@@ -170,6 +174,10 @@ fn pods<'a>(
                 (state, _, _) => state,
             },
         });
+    }
+    guard = guard.max(orphan::keep(facts, numbers, variants, node, desired));
+    if let Some(own) = &node.own {
+        desired.tables.pods.entry(own.cgroup).or_insert_with(|| own.entry());
     }
     desired.coverage.sort_by(|a, b| (&a.pod, &a.uid).cmp(&(&b.pod, &b.uid)));
     desired.problems.extend(overlaps.problems().chain(narrowing.problems()));
@@ -199,7 +207,7 @@ fn kernel_pod(pod: &Pod, policy: PolicyId, flags: u8, link: Option<&Link>) -> Ke
         id: PodId::of(&pod.uid),
         policy,
         capture: pod.capture.number(),
-        flags: flags | if link.is_some() { KernelPod::BOUNDARY } else { 0 },
+        flags,
         mac: link.map_or([0; 6], |link| link.mac),
         proxy_uid,
         proxy_gid,
@@ -208,6 +216,18 @@ fn kernel_pod(pod: &Pod, policy: PolicyId, flags: u8, link: Option<&Link>) -> Ke
         namespace: NamespaceId::of(&pod.name.namespace),
         guarded: 0,
         netns: link.map_or(0, |link| link.netns + 1),
+    }
+}
+
+/// The entry as the pod's boundary is: what others open toward the pod is remembered there, and its
+/// connections are counted there, only where it was seen to be attached.
+fn bounded(entry: KernelPod, link: Option<&Link>, node: &NodeState) -> KernelPod {
+    let attached = link.filter(|link| node.verified.contains(&link.ifindex));
+    let flags = entry.flags & !KernelPod::BOUNDARY;
+    KernelPod {
+        flags: flags | if attached.is_some() { KernelPod::BOUNDARY } else { 0 },
+        guarded: attached.map_or(0, |link| link.peer),
+        ..entry
     }
 }
 

@@ -85,6 +85,8 @@ pub enum CoverageState {
     Exempt,
     /// It has finished.
     Finished,
+    /// Its object is gone, and its processes or its interface are not: judged as it was last.
+    Orphaned,
 }
 
 impl CoverageState {
@@ -100,6 +102,7 @@ impl CoverageState {
         Self::Gateway,
         Self::Exempt,
         Self::Finished,
+        Self::Orphaned,
     ];
 
     /// The metric label.
@@ -115,6 +118,7 @@ impl CoverageState {
             Self::Gateway => "gateway",
             Self::Exempt => "exempt",
             Self::Finished => "finished",
+            Self::Orphaned => "orphaned",
         }
     }
 }

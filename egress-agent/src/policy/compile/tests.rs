@@ -8,6 +8,7 @@ mod gateways;
 mod imports;
 mod links;
 mod narrow;
+mod orphans;
 mod properties;
 mod ranges;
 mod redirect;

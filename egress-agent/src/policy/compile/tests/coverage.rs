@@ -5,7 +5,7 @@ use egress_common::state::{Capture, Pod as KernelPod, Rate, range};
 use egress_common::{Mode, Reason};
 
 use super::fixture::*;
-use crate::policy::{ConnectionRate, CoverageState};
+use crate::policy::{ConnectionRate, CoverageState, OwnPod};
 
 #[test]
 fn a_governed_pod_is_in_both_tables() {
@@ -14,7 +14,7 @@ fn a_governed_pod_is_in_both_tables() {
         id: PodId::of("shop/web"),
         policy: PolicyId::of("shop"),
         capture: Capture::None.number(),
-        flags: KernelPod::BOUNDARY | KernelPod::OWNER,
+        flags: KernelPod::OWNER,
         mac: MAC,
         proxy_uid: KernelPod::NO_PROXY,
         proxy_gid: KernelPod::NO_PROXY,
@@ -259,6 +259,21 @@ fn a_rate_becomes_what_one_connection_costs() {
 }
 
 #[test]
+fn nobody_governs_the_agents_own_pod() {
+    let mut world = World::new();
+    let own = OwnPod { uid: "kube-system/agent".to_owned(), cgroup: 900 };
+    world.node.own = Some(own.clone());
+    // Before the registry has shown it, and whatever the registry says then.
+    assert_eq!(world.compile().tables.pods[&900], own.entry());
+    world.run(pod("shop/agent", &["10.1.0.9"]), 900, 9);
+    let desired = world.compile();
+    let entry = desired.tables.pods[&900];
+    assert_eq!((entry.id, entry.policy), (PodId::of("shop/agent"), PolicyId::NONE));
+    assert_eq!(state(&desired, "shop/agent"), CoverageState::Exempt);
+    assert_eq!(state(&desired, "shop/web"), CoverageState::Covered);
+}
+
+#[test]
 fn the_wall_leaves_to_a_boundary_only_what_passes_it() {
     let mut world = World::new();
     let guarded = |world: &World| {
@@ -269,10 +284,19 @@ fn the_wall_leaves_to_a_boundary_only_what_passes_it() {
     world.node.verified.insert(7);
     let peer = world.node.links.iter().find(|link| link.ifindex == 7).unwrap().peer;
     assert_eq!(guarded(&world), (peer, peer));
+    // Only there is it said to count and to remember what others open.
+    let said = |pod: &KernelPod| pod.flags & KernelPod::BOUNDARY != 0;
+    assert!(said(&world.compile().tables.pods[&100]));
+    assert!(said(&world.compile().tables.interfaces[&7]));
     // A second interface has a boundary of its own, or none yet.
     world.link(8, &[ip("10.1.0.2")]);
-    world.node.bound.extend([7, 8].map(|ifindex| (ifindex, PodId::of("shop/web"))));
+    world.bind(7, "shop/web");
+    world.bind(8, "shop/web");
     world.node.verified = [8].into();
     let tables = world.compile().tables;
     assert_eq!((tables.interfaces[&7].guarded, tables.interfaces[&8].guarded != 0), (0, true));
+    assert_eq!((said(&tables.interfaces[&7]), said(&tables.interfaces[&8])), (false, true));
+    // By one of its interfaces others may still come in unseen.
+    world.node.verified = [7].into();
+    assert!(!said(&world.compile().tables.pods[&100]));
 }

@@ -15,8 +15,8 @@ use crate::policy::mesh::ApiGateway;
 use crate::policy::tables::At;
 use crate::policy::{
     ClusterConfig, Coverage, CoverageState, Desired, EgressException, EgressPolicy, ExactAddress,
-    GatewayRef, GatewayTarget, Link, Node, NodeState, ObjectName, Origin, Pod, ProblemCode,
-    Selector, Service, ServicePort, Slice, SliceEndpoint, Snapshot,
+    GatewayRef, GatewayTarget, Held, Link, Node, NodeState, ObjectName, Origin, OwnPod, Pod,
+    ProblemCode, Selector, Service, ServicePort, Slice, SliceEndpoint, Snapshot, Tables,
 };
 
 pub(in crate::policy) const TCP: u8 = protocol::TCP;
@@ -228,6 +228,19 @@ impl World {
 
     pub(in crate::policy) fn namespace(&mut self, name: &str, pairs: &[(&str, &str)]) {
         self.snapshot.namespaces.insert(name.to_owned(), labels(pairs));
+    }
+
+    /// What the kernel holds after compiling, with what is said of it.
+    pub(in crate::policy) fn hold(&mut self) {
+        let Desired { tables, coverage, .. } = self.compile();
+        let Tables { pods, interfaces, policies, .. } = tables;
+        self.node.held = Held { pods, interfaces, policies, coverage };
+    }
+
+    /// An interface that was once seen to be this pod's.
+    pub(in crate::policy) fn bind(&mut self, ifindex: u32, uid: &str) {
+        let entry = OwnPod { uid: uid.to_owned(), cgroup: 0 }.entry();
+        self.node.held.interfaces.insert(ifindex, entry);
     }
 
     /// A pod that exists, somewhere.

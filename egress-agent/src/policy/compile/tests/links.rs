@@ -52,8 +52,8 @@ fn an_interface_with_two_readings_is_nobodys() {
 fn a_known_interface_stays_its_pods_whatever_it_carries() {
     for evil in [&[][..], &["10.1.0.2"], &["10.1.0.3", "10.1.0.2"], &["203.0.113.1"]] {
         let mut world = two(&["10.1.0.2"], evil);
-        world.node.bound.insert(7, PodId::of("shop/web"));
-        world.node.bound.insert(8, PodId::of("shop/evil"));
+        world.bind(7, "shop/web");
+        world.bind(8, "shop/evil");
         assert_eq!(interfaces(&world), [Some(7), Some(8)], "{evil:?}");
         // And what it may send from stays the API's word.
         let entry = world.compile().tables.interfaces[&8];
@@ -66,7 +66,7 @@ fn a_known_interface_stays_its_pods_whatever_it_carries() {
 fn a_settled_pod_takes_no_second_interface() {
     // `evil` was never seen with an address of its own and now claims to be `web`.
     let mut world = two(&["10.1.0.2"], &["10.1.0.2"]);
-    world.node.bound.insert(7, PodId::of("shop/web"));
+    world.bind(7, "shop/web");
     assert_eq!(interfaces(&world), [Some(7), None]);
     assert!(!world.compile().tables.interfaces.contains_key(&8));
 }
@@ -74,7 +74,7 @@ fn a_settled_pod_takes_no_second_interface() {
 #[test]
 fn a_pod_with_a_new_sandbox_gets_its_new_interface_too() {
     let mut world = two(&["10.1.0.9"], &["10.1.0.3"]);
-    world.node.bound.insert(7, PodId::of("shop/web"));
+    world.bind(7, "shop/web");
     world.link(9, &[ip("10.1.0.2")]);
     let desired = world.compile();
     assert_eq!(covered(&desired, "shop/web").ifindex, Some(9));
@@ -85,13 +85,9 @@ fn a_pod_with_a_new_sandbox_gets_its_new_interface_too() {
 
 #[test]
 fn what_is_gone_binds_nothing() {
-    // The pod is gone: the interface is free for whom it matches.
     let mut world = two(&["10.1.0.2"], &["10.1.0.3"]);
-    world.node.bound.insert(8, PodId::of("shop/former"));
-    assert_eq!(interfaces(&world), [Some(7), Some(8)]);
-    // The interface is gone.
     world.node.links.retain(|link| link.ifindex != 8);
-    world.node.bound.insert(8, PodId::of("shop/evil"));
+    world.bind(8, "shop/evil");
     assert_eq!(interfaces(&world), [Some(7), None]);
     assert_eq!(state(&world.compile(), "shop/evil"), CoverageState::NoInterface);
 }
