@@ -213,15 +213,6 @@ impl ControlPlane {
         for (api_version, kind) in CLEARED {
             self.cluster.delete_all(api_version, kind)?;
         }
-        // The API server's own Service comes back, but a second late.
-        for service in self.cluster.list("v1", "Service")? {
-            if service["metadata"]["name"] != "kubernetes" {
-                let mut service = service;
-                service["apiVersion"] = "v1".into();
-                service["kind"] = "Service".into();
-                self.cluster.delete(&Reference::to(&service)?)?;
-            }
-        }
         Ok(())
     }
 
@@ -295,7 +286,7 @@ impl Drop for ControlPlane {
 pub const MARK: &str = "egress-enforcer.io/test";
 
 /// What [`ControlPlane::clear`] deletes.
-const CLEARED: [(&str, &str); 16] = [
+const CLEARED: [(&str, &str); 17] = [
     ("egress-enforcer.io/v1alpha1", "EgressPolicy"),
     ("egress-enforcer.io/v1alpha1", "EgressException"),
     ("networking.istio.io/v1", "ServiceEntry"),
@@ -309,6 +300,7 @@ const CLEARED: [(&str, &str); 16] = [
     ("telemetry.istio.io/v1", "Telemetry"),
     ("gateway.networking.k8s.io/v1", "Gateway"),
     ("v1", "Pod"),
+    ("v1", "Service"),
     ("discovery.k8s.io/v1", "EndpointSlice"),
     ("v1", "ConfigMap"),
     ("v1", "Node"),
