@@ -4,6 +4,9 @@
 //! over; so these hooks deny only when they are certain: pods the mesh does not capture, and the
 //! sidecar proxy's own user. They are feedback, never the boundary; and where the policy says so,
 //! what they would deny goes to the gateway instead ([`redirect`]).
+//!
+//! They have no debug line: with redirect in the same program the verifier's 512 bytes of stack
+//! leave no room for one. Events and counters tell of every denial and redirection.
 
 use aya_ebpf::helpers::bpf_get_current_uid_gid;
 use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
@@ -63,7 +66,6 @@ pub(crate) fn call(ctx: &SockAddrContext, hook: Hook) -> Verdict {
             socket_uid: u32::MAX,
         },
     );
-    log(&packet, verdict, ctx);
     verdict
 }
 
@@ -110,23 +112,6 @@ fn facts(ctx: &SockAddrContext, hook: Hook) -> Packet {
     };
     Packet::call(hook, protocol, dst, port, source)
 }
-
-#[cfg(target_arch = "bpf")]
-#[inline(always)]
-fn log(packet: &Packet, verdict: Verdict, ctx: &SockAddrContext) {
-    if crate::log::enabled() {
-        aya_log_ebpf::debug!(
-            ctx,
-            "hook {} port {} verdict {}",
-            packet.hook.number(),
-            packet.dst_port,
-            verdict.number()
-        );
-    }
-}
-
-#[cfg(not(target_arch = "bpf"))]
-fn log(_: &Packet, _: Verdict, _: &SockAddrContext) {}
 
 #[cfg(test)]
 mod tests {
