@@ -16,7 +16,7 @@ use super::load::{
     pinned_program,
 };
 use super::maps::Maps;
-use super::{CounterReader, DatapathError, EventRing, Options, SysError, sys};
+use super::{Capacities, CounterReader, DatapathError, EventRing, Options, SysError, sys};
 use crate::policy::Tables;
 
 /// What an apply did.
@@ -115,6 +115,11 @@ impl Attached {
     /// When a map cannot be read.
     pub fn actual(&self) -> Result<Tables, DatapathError> {
         self.maps.actual()
+    }
+
+    /// Sizes of the kernel's tables.
+    pub const fn capacities(&self) -> &Capacities {
+        self.maps.capacities()
     }
 
     /// A reader of the counters.
