@@ -81,7 +81,7 @@ fn what_does_not_fit_any_table_is_refused_whole_and_the_old_policy_stays() -> Re
             exceptions,
             "apiVersion: egress-enforcer.io/v1alpha1\nkind: EgressException\n\
              metadata: {{name: e{number}}}\nspec:\n  scope: {{namespaces: [shop]}}\n  \
-             destination: {{cidr: 203.0.113.{number}/32, ports: [{ports}]}}\n  \
+             destination: {{cidr: 203.0.113.66/32, ports: [{ports}]}}\n  \
              expiresAt: \"2099-01-01T00:00:00Z\"\n  reason: x\n  requester: y\n---\n"
         );
     }
