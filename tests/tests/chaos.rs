@@ -92,7 +92,7 @@ fn under_flood(
         start.elapsed().as_secs_f64()
     );
     ensure!(arrivals == 0, "{arrivals} of {attempts} attempts arrived outside");
-    ensure!(visits > 10, "only {visits} connections to the gateway");
+    ensure!(visits > 0, "only {visits} connections to the gateway");
     Ok(attempts)
 }
 
