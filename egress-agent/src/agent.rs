@@ -1,6 +1,7 @@
 //! The only place that knows everybody: registry in, kernel out, and what is told about it.
 
 mod inputs;
+mod lease;
 mod propagation;
 mod report;
 mod state;
@@ -28,6 +29,7 @@ use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, registry};
 
 use inputs::{Inputs, View};
+use lease::{BEAT, first_snapshot};
 pub use propagation::Propagation;
 pub use state::{AgentState, Known};
 
@@ -175,32 +177,6 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     tasks.start("agent", main);
     tasks.run(trigger).await.map_err(RunError::Failed)
 }
-
-/// Waits for the first snapshot; false when shutdown is asked for instead.
-///
-/// Meanwhile the lease of what an earlier agent left is kept up: an agent that waits for its
-/// registry is as alive as one that has lost it. Its first sign of life comes a second after its
-/// start, so that agents which die before they have done anything leave the lease to run out.
-async fn first_snapshot(
-    registry: &mut Published,
-    loaded: &mut Loaded,
-    mut shutdown: Shutdown,
-) -> anyhow::Result<bool> {
-    let mut beats = tokio::time::interval_at(tokio::time::Instant::now() + BEAT, BEAT);
-    loop {
-        tokio::select! {
-            () = shutdown.requested() => return Ok(false),
-            first = registry.snapshots.wait_for(|known| known.revision > 0) => {
-                first?;
-                return Ok(true);
-            }
-            _ = beats.tick() => loaded.beat()?,
-        }
-    }
-}
-
-/// Time between two signs of life.
-const BEAT: Duration = Duration::from_secs(1);
 
 /// The loop that keeps the kernel at what the registry says.
 struct Enforcer {
