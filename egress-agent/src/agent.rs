@@ -235,11 +235,12 @@ impl Enforcer {
             desired: Arc::new(desired),
             rejections: RejectionCount::default(),
             hooks: Arc::new(attached.hooks()),
+            repairs: Arc::default(),
             usage: Arc::new(attached.usage(&tables)),
             tables: Arc::new(tables),
             applies: if refused.is_some() { (0, 1) } else { (1, 0) },
             refused,
-            warnings: applied.warnings.clone(),
+            warnings: applied.warnings.iter().chain(&applied.lost).cloned().collect(),
             registry: Known::of(&registry.health.borrow()),
             propagation: Propagation::default(),
             beat: boot_clock(),
@@ -308,17 +309,26 @@ impl Enforcer {
 
     /// The sign of life, with a look at what is attached and at the clocks. True when the policy
     /// must be compiled again: the boundary is attached elsewhere than what the kernel was told, or
-    /// the wall clock was set and ends of exceptions move with it.
+    /// the wall clock was set and ends of exceptions move with it, or something was mended.
     fn beat(&mut self) -> anyhow::Result<bool> {
         self.attached.beat()?;
-        let hooks = self.attached.hooks();
-        for hook in hooks.iter().filter(|hook| !hook.attached) {
+        let no_redirect = self.attached.no_redirect().map(str::to_owned);
+        let repaired = self.attached.repairs().clone();
+        let hooks = self.attached.audit();
+        let mut changed = false;
+        for (hook, times) in self.attached.repairs() {
+            if repaired.get(hook) != Some(times) {
+                changed = true;
+                tracing::warn!(hook, times, "hook was not as this agent had left it; mended");
+            }
+        }
+        for hook in hooks.iter().filter(|hook| !hook.is_verified()) {
             if self.told.insert(format!("{}{}{}", hook.hook, hook.target, hook.detail)) {
                 tracing::warn!(
                     hook = hook.hook,
                     target = hook.target,
                     detail = hook.detail,
-                    "hook is not attached"
+                    "hook is not attached, or not the first"
                 );
             }
         }
@@ -326,13 +336,16 @@ impl Enforcer {
             let state = Arc::make_mut(state);
             state.beat = boot_clock();
             state.hooks = Arc::new(hooks);
+            state.repairs = Arc::new(self.attached.repairs().clone());
             state.registry = Known::of(&self.registry.health.borrow());
         });
         let moved = self.inputs.epoch.follow();
         if let Some(seconds) = moved {
             tracing::warn!(seconds = seconds as i64, "clock was set; ends of exceptions move");
         }
-        Ok(moved.is_some() || self.is_bounded_elsewhere())
+        let redirects = no_redirect.as_deref() == self.attached.no_redirect();
+        // What was attached elsewhere or anew may have other pods below it.
+        Ok(changed || moved.is_some() || !redirects || self.is_bounded_elsewhere())
     }
 
     /// Whether the boundary is attached elsewhere than what the kernel was told.
@@ -423,6 +436,9 @@ impl Enforcer {
                 detached = applied.detached,
                 "policy applied"
             );
+        }
+        for lost in &applied.lost {
+            tracing::warn!(lost, "taken over from another version");
         }
         for warning in &applied.warnings {
             if self.told.insert(warning.clone()) {

@@ -14,6 +14,7 @@ mod hooks;
 mod load;
 mod maps;
 mod preflight;
+mod schema;
 mod sys;
 mod uninstall;
 
@@ -22,7 +23,7 @@ use std::path::{Path, PathBuf};
 pub use attach::{Applied, Attached};
 pub use counters::{CounterReader, EventRing};
 pub use diff::{Capacities, Plan, REDIRECTS, Refused, diff};
-pub use hooks::HookStatus;
+pub use hooks::{HookStatus, families};
 pub use load::{Loaded, Logger, hook_names, map_names};
 pub use preflight::{Check, CheckStatus, preflight};
 pub use sys::SysError;

@@ -1,20 +1,16 @@
 //! An interface whose tcx chains are full: where a kernel has no room for the boundary, or no tcx.
 
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, ensure};
-use aya_obj::generated::{bpf_attach_type, bpf_cmd};
+use aya_obj::generated::bpf_attach_type;
 use nix::libc;
 
+use crate::bpf;
 use crate::netns::Netns;
 
 /// More programs than a chain has room for (`BPF_MPROG_MAX`).
 const MANY: usize = 128;
-/// `BPF_PROG_TYPE_SCHED_CLS`.
-const SCHED_CLS: u32 = 3;
-/// `return TCX_NEXT`.
-const NEXT: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
 
 /// Programs that let everything pass, as many as fit; dropping it detaches them.
 #[derive(Debug)]
@@ -35,7 +31,7 @@ impl Crowd {
                 let room = held.len() + MANY;
                 loop {
                     ensure!(held.len() < room, "the chain takes any number of programs");
-                    match attach(&load()?, index, chain as u32) {
+                    match bpf::link(&bpf::load(bpf::SCHED_CLS, &bpf::NEXT)?, index, chain, false) {
                         Ok(link) => held.push(link),
                         Err(error) if error.raw_os_error() == Some(libc::ERANGE) => break,
                         Err(error) => return Err(error).context("fill the chain"),
@@ -44,51 +40,5 @@ impl Crowd {
             }
             Ok(Self { _held: held })
         })
-    }
-}
-
-fn load() -> Result<OwnedFd> {
-    #[repr(C)]
-    struct Attr {
-        kind: u32,
-        instructions: u32,
-        code: u64,
-        license: u64,
-        rest: [u64; 4],
-    }
-    let license = c"GPL";
-    let mut attr = Attr {
-        kind: SCHED_CLS,
-        instructions: NEXT.len() as u32,
-        code: NEXT.as_ptr() as u64,
-        license: license.as_ptr() as u64,
-        rest: [0; 4],
-    };
-    bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr).context("load a program that passes everything")
-}
-
-fn attach(program: &OwnedFd, index: u32, chain: u32) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct Attr {
-        program: u32,
-        index: u32,
-        chain: u32,
-        rest: [u32; 5],
-    }
-    let program = program.as_raw_fd().cast_unsigned();
-    let mut attr = Attr { program, index, chain, rest: [0; 5] };
-    bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)
-}
-
-fn bpf<T>(command: bpf_cmd, attr: &mut T) -> io::Result<OwnedFd> {
-    // SAFETY: the attribute is a live value of the size given, and what it points at outlives the
-    // call.
-    let returned = unsafe {
-        libc::syscall(libc::SYS_bpf, command as libc::c_long, &raw mut *attr, size_of::<T>())
-    };
-    match i32::try_from(returned) {
-        // SAFETY: the kernel has just given us this descriptor and nobody else holds it.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
     }
 }

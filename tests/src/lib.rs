@@ -12,6 +12,7 @@ pub mod address;
 pub mod adversary;
 pub mod agent;
 pub mod attempt;
+pub mod bpf;
 pub mod cgroup;
 pub mod control_plane;
 pub mod crowd;

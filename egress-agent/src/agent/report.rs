@@ -81,7 +81,14 @@ mod tests {
 
     fn hook(attached: bool) -> HookStatus {
         let target = "ifindex 7".to_owned();
-        HookStatus { hook: "pod_egress", target, attached, needed: true, detail: String::new() }
+        HookStatus {
+            hook: "pod_egress",
+            target,
+            attached,
+            ahead: 0,
+            needed: true,
+            detail: String::new(),
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the agent tells about itself.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,11 +30,14 @@ pub struct AgentState {
     pub tables: Arc<Tables>,
     /// Hooks, verified against the kernel.
     pub hooks: Arc<Vec<HookStatus>>,
+    /// How often a hook was found otherwise than this agent had left it, and mended.
+    pub repairs: Arc<BTreeMap<&'static str, u64>>,
     /// Entries and room of each table.
     pub usage: Arc<Vec<(&'static str, usize, usize)>>,
     /// Why the last policy was not applied, if it was not.
     pub refused: Option<String>,
-    /// What could not be done for single interfaces.
+    /// What could not be done for single interfaces at the start, and what was lost with another
+    /// version's maps.
     pub warnings: Vec<String>,
     /// Policies applied and refused since the start.
     pub applies: (u64, u64),
@@ -126,6 +130,7 @@ impl AgentState {
             tables: Arc::new(desired.tables.clone()),
             desired: Arc::new(desired),
             hooks: Arc::default(),
+            repairs: Arc::default(),
             usage: Arc::default(),
             refused: None,
             warnings: Vec::new(),

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use comfy_table::{Table, presets};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::datapath::{Check, CheckStatus};
 
@@ -56,7 +56,7 @@ pub fn status(status: &Value) -> String {
     }
     let mut hooks = table(&["HOOK", "TARGET", "STATE"]);
     for hook in rows(&status["hooks"]) {
-        let attached = hook["attached"] == Value::Bool(true);
+        let attached = hook["attached"] == Value::Bool(true) && hook["ahead"] == json!(0);
         let state = if attached { "attached".to_owned() } else { text(&hook["detail"]) };
         hooks.add_row([text(&hook["hook"]), text(&hook["target"]), state]);
     }

@@ -7,6 +7,7 @@ mod interface;
 mod link;
 mod uplink;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use egress_common::state::Config;
@@ -14,14 +15,14 @@ use egress_common::state::Config;
 use super::diff::{diff, tightened};
 use super::load::{Loaded, Logger};
 use super::maps::Maps;
-use super::{Capacities, CounterReader, DatapathError, EventRing};
+use super::{Capacities, CounterReader, DatapathError, EventRing, schema};
 use crate::policy::Tables;
 use cgroup::cgroups;
 use chain::Chain;
 
 pub(super) use chain::Place;
 pub(super) use interface::places;
-pub(super) use link::{Links, unlink};
+pub(super) use link::{FRESH, Links, unlink};
 
 /// What an apply did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -40,6 +41,8 @@ pub struct Applied {
     pub detached: usize,
     /// What could not be done for single interfaces, and why.
     pub warnings: Vec<String>,
+    /// What another version had left and this one could not take over.
+    pub lost: Vec<String>,
 }
 
 /// A datapath that holds traffic. Dropping it lets go of nothing: the pins do the holding.
@@ -49,7 +52,10 @@ pub struct Attached {
     maps: Maps,
     events: Option<EventRing>,
     logger: Option<Logger>,
+    /// Why connections cannot be redirected, whatever is attached.
+    unloaded: Option<String>,
     no_redirect: Option<String>,
+    uplinks: BTreeSet<u32>,
 }
 
 impl Loaded {
@@ -70,15 +76,19 @@ impl Loaded {
         let chain = Chain::of(boundary);
         let mut attached = Attached {
             kubepods: kubepods.to_owned(),
-            links: Links { options: self.options, programs: self.programs, chain },
+            links: Links::new(self.options, self.programs, chain),
             maps: self.maps,
             events: Some(self.events),
             logger: self.logger,
-            no_redirect: self.no_redirect,
+            unloaded: self.no_redirect,
+            no_redirect: None,
+            uplinks: BTreeSet::new(),
         };
         attached.link_cgroup()?;
         attached.link_interfaces(true, &mut applied)?;
         attached.links.keep_programs()?;
+        applied.lost = attached.links.retire()?;
+        applied.lost.extend(schema::drop_others(&attached.links.options)?);
         Ok((attached, applied))
     }
 }
@@ -102,6 +112,20 @@ impl Attached {
     /// When a map cannot be read.
     pub fn actual(&self) -> Result<Tables, DatapathError> {
         self.maps.actual()
+    }
+
+    /// Interfaces that should carry the boundary. None where the kernel's table cannot be read,
+    /// which the next apply reports.
+    pub(super) fn interfaces(&self) -> BTreeSet<u32> {
+        match self.links.chain.missing() {
+            None => self.maps.interfaces().unwrap_or_default(),
+            Some(_) => BTreeSet::new(),
+        }
+    }
+
+    /// Interfaces that should carry the second question.
+    pub(super) fn uplinks(&self) -> BTreeSet<u32> {
+        self.uplinks.clone()
     }
 
     /// Sizes of the kernel's tables.

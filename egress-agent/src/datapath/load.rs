@@ -124,19 +124,7 @@ impl Loaded {
         make_dir(&options.uplink_pins(), root)?;
         verify_pinned(options)?;
 
-        let pins: Vec<_> = PINNED.iter().map(|map| (*map, options.map_pin(map))).collect();
-        let kernel_log = u8::from(options.kernel_log);
-        let mut loader = EbpfLoader::new();
-        for (map, path) in &pins {
-            loader.map_pin_path(map, path.as_path());
-        }
-        if let Some(capacity) = options.capacity {
-            for map in SIZED {
-                loader.map_max_entries(map, capacity);
-            }
-        }
-        loader.override_global("KERNEL_LOG", &kernel_log, true);
-        let mut ebpf = loader.load(object()).map_err(|source| load_error("object", source))?;
+        let mut ebpf = open(options)?;
 
         let mut programs = CGROUP_HOOKS
             .into_iter()
@@ -174,7 +162,9 @@ impl Loaded {
     /// # Errors
     /// When the map cannot be written.
     pub fn exempt(&mut self, own: Option<&OwnPod>) -> Result<(), DatapathError> {
-        own.map_or(Ok(()), |own| self.maps.put_pod(own.cgroup, own.entry()))
+        let Some(own) = own else { return Ok(()) };
+        super::schema::exempt(&self.options, own);
+        self.maps.put_pod(own.cgroup, own.entry())
     }
 
     /// Stamps the heartbeat, on which the lease of what an earlier agent attached depends.
@@ -197,6 +187,31 @@ impl Loaded {
     pub fn actual(&self) -> Result<Tables, DatapathError> {
         self.maps.actual()
     }
+}
+
+/// The object with its maps, on the pinned ones where there are any.
+fn open(options: &Options) -> Result<Ebpf, DatapathError> {
+    let pins: Vec<_> = PINNED.iter().map(|map| (*map, options.map_pin(map))).collect();
+    let kernel_log = u8::from(options.kernel_log);
+    let mut loader = EbpfLoader::new();
+    for (map, path) in &pins {
+        loader.map_pin_path(map, path.as_path());
+    }
+    if let Some(capacity) = options.capacity {
+        for map in SIZED {
+            loader.map_max_entries(map, capacity);
+        }
+    }
+    loader.override_global("KERNEL_LOG", &kernel_log, true);
+    loader.load(object()).map_err(|source| load_error("object", source))
+}
+
+/// Loads one more copy of a program, on the same maps: an interface takes each program once.
+///
+/// # Errors
+/// As [`Loaded::load`].
+pub(super) fn load_again(options: &Options, hook: Hook) -> Result<Program, DatapathError> {
+    load_program(&mut open(options)?, hook)
 }
 
 fn load_error<E>(what: &str, source: E) -> DatapathError
@@ -269,7 +284,10 @@ fn pinned_info(path: &Path, map: &'static str) -> Result<MapInfo, DatapathError>
     MapInfo::from_pin(path).map_err(|source| DatapathError::Map { map, source })
 }
 
-/// Opens the program an earlier agent pinned for a hook, which is the one a link runs.
+/// Opens the program an earlier agent pinned for a hook, which is the one a link runs: of this
+/// schema, or where there is none of another.
 pub(super) fn pinned_program(options: &Options, hook: &str) -> Option<OwnedFd> {
-    sys::open_pin(&options.program_pin(hook)).ok()
+    let others = super::schema::others(options).into_iter().map(|schema| schema.join("progs"));
+    let pins = [options.program_pin(hook)].into_iter().chain(others.map(|progs| progs.join(hook)));
+    pins.filter_map(|pin| sys::open_pin(&pin).ok()).next()
 }

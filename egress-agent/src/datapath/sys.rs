@@ -186,6 +186,78 @@ pub(super) fn link_info(link: BorrowedFd<'_>, what: &str) -> Result<LinkInfo, Sy
     Ok(LinkInfo { program: info.program, target: u64::from(low) | (u64::from(high) << 32) })
 }
 
+/// `BPF_PROG_QUERY`: ids of the programs at an attach point, in the order they run. Linux 4.15 for
+/// cgroups, 6.6 for interfaces.
+pub(super) fn programs_at(
+    target: Target<'_>,
+    attach: bpf_attach_type,
+    what: &str,
+) -> Result<Vec<u32>, SysError> {
+    #[repr(C)]
+    struct Attr {
+        target: u32,
+        attach: u32,
+        query: u32,
+        flags: u32,
+        ids: u64,
+        count: u32,
+        pad: u32,
+        attach_flags: u64,
+        link_ids: u64,
+        link_attach_flags: u64,
+        revision: u64,
+    }
+    // A tcx chain holds 64 programs, a cgroup's hook as many (BPF_MPROG_MAX, BPF_CGROUP_MAX_PROGS).
+    let mut ids = [0u32; 64];
+    let target = match target {
+        Target::Cgroup { directory, .. } => directory.as_raw_fd().cast_unsigned(),
+        Target::Interface(index) => index,
+    };
+    let mut attr = Attr {
+        target,
+        attach: attach as u32,
+        query: 0,
+        flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+        pad: 0,
+        attach_flags: 0,
+        link_ids: 0,
+        link_attach_flags: 0,
+        revision: 0,
+    };
+    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr, || what.to_owned())?;
+    Ok(ids.into_iter().take(attr.count as usize).collect())
+}
+
+/// Counts the entries of a hash map, at most `limit` (`BPF_MAP_GET_NEXT_KEY`).
+pub(super) fn entries(map: BorrowedFd<'_>, key_size: u32, limit: usize, what: &str) -> usize {
+    #[repr(C)]
+    struct Attr {
+        map: u32,
+        pad: u32,
+        key: u64,
+        next: u64,
+    }
+    let mut key = vec![0u8; key_size as usize];
+    let mut next = key.clone();
+    let mut count = 0;
+    while count < limit {
+        let mut attr = Attr {
+            map: map.as_raw_fd().cast_unsigned(),
+            pad: 0,
+            key: if count == 0 { 0 } else { key.as_ptr() as u64 },
+            next: next.as_mut_ptr() as u64,
+        };
+        if bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr, || what.to_owned()).is_err() {
+            break;
+        }
+        std::mem::swap(&mut key, &mut next);
+        count += 1;
+    }
+    count
+}
+
 /// Whether the kernel has tcx: creating a link on an interface that cannot exist is `ENODEV`
 /// where it has, `EINVAL` where it has not (Linux 6.6, or a vendor's backport).
 pub(super) fn has_tcx(program: BorrowedFd<'_>) -> bool {
@@ -221,6 +293,7 @@ const fn name(command: bpf_cmd) -> &'static str {
         bpf_cmd::BPF_LINK_CREATE => "BPF_LINK_CREATE",
         bpf_cmd::BPF_LINK_UPDATE => "BPF_LINK_UPDATE",
         bpf_cmd::BPF_LINK_DETACH => "BPF_LINK_DETACH",
+        bpf_cmd::BPF_PROG_QUERY => "BPF_PROG_QUERY",
         bpf_cmd::BPF_OBJ_GET_INFO_BY_FD => "BPF_OBJ_GET_INFO_BY_FD",
         _ => "bpf",
     }

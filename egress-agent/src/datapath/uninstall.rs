@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::attach::unlink;
-use super::load::{CGROUP_HOOKS, INTERFACE_HOOKS, PEER_HOOKS, PINNED, UPLINK_HOOK};
+use super::attach::{FRESH, unlink};
+use super::load::{CGROUP_HOOKS, INTERFACE_HOOKS, PEER_HOOKS, UPLINK_HOOK};
 use super::{DatapathError, Options, sys};
 
 /// What was removed.
@@ -42,16 +42,16 @@ pub fn uninstall(options: &Options) -> Result<Removed, DatapathError> {
     }
 
     let links = root.join("links");
-    removed.links += detach(&links, root, &is_hook)?;
+    let foreign = foreign_hooks(options)?;
+    removed.links += detach(&links, root, &|name| {
+        is_hook(name) || foreign.iter().any(|path| self::name(path) == name)
+    })?;
     removed.links += detach(&options.interface_pins(), root, &is_interface_link)?;
-    removed.links += detach(&options.uplink_pins(), root, &|name| name.parse::<u32>().is_ok())?;
-    for schema in list(root, root)?.into_iter().filter(|path| is_schema(name(path))) {
-        let program = |name: &str| is_hook(name.strip_suffix("-new").unwrap_or(name));
-        removed.objects += clear(&schema.join("progs"), root, &program)?;
-        removed.objects += clear(&schema.join("maps"), root, &|name| PINNED.contains(&name))?;
-        for directory in [schema.join("progs"), schema.join("maps"), schema] {
-            leave(&directory, root, &mut removed)?;
-        }
+    removed.links += detach(&options.uplink_pins(), root, &is_uplink_link)?;
+    for schema in list(root, root)?.into_iter().filter(|path| is_schema(path)) {
+        let Removed { objects, left, .. } = clear_schema(&schema, root)?;
+        removed.objects += objects;
+        removed.left.extend(left);
     }
     for directory in [options.interface_pins(), options.uplink_pins(), links, root.clone()] {
         leave(&directory, root, &mut removed)?;
@@ -59,19 +59,56 @@ pub fn uninstall(options: &Options) -> Result<Removed, DatapathError> {
     Ok(removed)
 }
 
+/// Pins of hooks at `kubepods` that this version does not have. They are ours where the wall is
+/// pinned beside them.
+pub(super) fn foreign_hooks(options: &Options) -> Result<Vec<PathBuf>, DatapathError> {
+    let links = options.bpffs.join("links");
+    if !links.join("wall").exists() {
+        return Ok(Vec::new());
+    }
+    let mut pins = list(&links, &options.bpffs)?;
+    pins.retain(|path| !path.is_dir() && !is_hook(name(path)));
+    Ok(pins)
+}
+
 fn is_hook(name: &str) -> bool {
+    let name = name.strip_suffix(FRESH).unwrap_or(name);
     let hooks = CGROUP_HOOKS.iter().chain(&PEER_HOOKS).chain(&INTERFACE_HOOKS);
     hooks.chain([&UPLINK_HOOK]).any(|hook| hook.name == name)
 }
 
 fn is_interface_link(name: &str) -> bool {
+    let name = name.strip_suffix(FRESH).unwrap_or(name);
     name.split_once('-').is_some_and(|(ifindex, way)| {
         ifindex.parse::<u32>().is_ok() && matches!(way, "egress" | "ingress")
     })
 }
 
-fn is_schema(name: &str) -> bool {
-    name.strip_prefix('s').is_some_and(|number| number.parse::<u32>().is_ok())
+fn is_uplink_link(name: &str) -> bool {
+    name.strip_suffix(FRESH).unwrap_or(name).parse::<u32>().is_ok()
+}
+
+/// Whether a directory is that of a schema.
+pub(super) fn is_schema(path: &Path) -> bool {
+    name(path).strip_prefix('s').is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+/// Removes the pins of one schema and its directories: names of maps and programs of this version
+/// and, because other versions have others, whatever is written like them.
+pub(super) fn clear_schema(schema: &Path, root: &Path) -> Result<Removed, DatapathError> {
+    let mut removed = Removed::default();
+    let written = |letters: fn(&char) -> bool| {
+        move |name: &str| name.chars().all(|c| letters(&c) || c == '_' || c.is_ascii_digit())
+    };
+    let is_map = written(char::is_ascii_uppercase);
+    let is_program = written(char::is_ascii_lowercase);
+    let program = |name: &str| is_program(name.strip_suffix(FRESH).unwrap_or(name));
+    removed.objects += clear(&schema.join("progs"), root, &program)?;
+    removed.objects += clear(&schema.join("maps"), root, &is_map)?;
+    for directory in [schema.join("progs"), schema.join("maps"), schema.to_owned()] {
+        leave(&directory, root, &mut removed)?;
+    }
+    Ok(removed)
 }
 
 /// [`clear`] for links, each told to let go first: traffic flows when this returns.
@@ -163,6 +200,8 @@ mod tests {
         assert!(is_hook("wall") && is_hook("getpeername6") && !is_hook("wall2") && !is_hook(""));
         assert!(is_interface_link("12-egress") && is_interface_link("12-ingress"));
         assert!(!is_interface_link("eth0-egress") && !is_interface_link("12-other"));
-        assert!(is_schema("s1") && !is_schema("sys") && !is_schema("1"));
+        assert!(is_interface_link("12-egress-new") && is_uplink_link("12-new"));
+        let schema = |name: &str| is_schema(Path::new(name));
+        assert!(schema("b/s1") && !schema("b/sys") && !schema("b/1"));
     }
 }

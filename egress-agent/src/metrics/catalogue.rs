@@ -85,6 +85,7 @@ const ENDPOINT: Label = words("state", || vec!["serving", "draining"]);
 const REJECTION: Label = words("reason", all!(RejectReason));
 const PROBLEM: Label = words("code", all!(ProblemCode));
 const RESULT: Label = words("result", || vec!["applied", "refused"]);
+const FAMILY: Label = words("family", || vec!["ipv4", "ipv6"]);
 const HOOK: Label = words("hook", hook_names);
 const MAP: Label = words("map", map_names);
 const STAGE: Label = words("stage", || {
@@ -199,6 +200,12 @@ catalogue! {
     "Kernel" {
         ProgramAttached = Gauge "egress_bpf_program_attached" [HOOK]
             "Links of a hook that run this agent's program.";
+        Verified = Gauge "egress_enforcement_verified" [HOOK, FAMILY]
+            "1 where every place that should carry the hook carries this agent's program, before others.";
+        Repairs = Counter "egress_bpf_repairs_total" [HOOK]
+            "Links found otherwise than this agent had left them, and mended.";
+        Foreign = Gauge "egress_bpf_foreign_programs" [HOOK]
+            "Programs of others that run before this agent's and may keep packets from it.";
         MapEntries = Gauge "egress_bpf_map_entries" [MAP]
             "Entries of a kernel table.";
         MapCapacity = Gauge "egress_bpf_map_capacity" [MAP]

@@ -1,14 +1,13 @@
 //! How things stand: what the agent's own state says of pods, policies, gateways, registry and
 //! kernel.
 
-use std::collections::BTreeMap;
-
 use egress_common::Mode;
 
 use super::Metric;
 use super::family::{Family, number};
 use crate::agent::AgentState;
 use crate::clock::boot_clock;
+use crate::datapath::{HookStatus, families, hook_names};
 use crate::policy::{CoverageState, ProblemCode, RejectReason};
 
 /// Everything the state says.
@@ -96,14 +95,22 @@ fn registry(state: &AgentState) -> [Family; 4] {
     [connected, synced, problems, propagation]
 }
 
-fn kernel(state: &AgentState) -> [Family; 5] {
+fn kernel(state: &AgentState) -> [Family; 8] {
     let mut attached = Family::new(Metric::ProgramAttached);
-    let mut hooks: BTreeMap<&str, u64> = BTreeMap::new();
-    for hook in state.hooks.iter() {
-        *hooks.entry(hook.hook).or_default() += u64::from(hook.attached);
-    }
-    for (hook, count) in hooks {
-        attached.add(&[hook], number(count));
+    let mut verified = Family::new(Metric::Verified);
+    let mut repairs = Family::new(Metric::Repairs);
+    let mut foreign = Family::new(Metric::Foreign);
+    for hook in hook_names() {
+        let places = || state.hooks.iter().filter(move |place| place.hook == hook);
+        let count = places().filter(|place| place.attached).count();
+        attached.add(&[hook], number(count as u64));
+        // A node without pods has no interface to cover.
+        let holds = places().all(HookStatus::is_verified);
+        for family in families(hook) {
+            verified.add(&[hook, family], f64::from(u8::from(holds)));
+        }
+        repairs.add(&[hook], number(state.repairs.get(hook).copied().unwrap_or_default()));
+        foreign.add(&[hook], number(places().map(|place| place.ahead as u64).sum()));
     }
     let mut entries = Family::new(Metric::MapEntries);
     let mut capacity = Family::new(Metric::MapCapacity);
@@ -117,5 +124,5 @@ fn kernel(state: &AgentState) -> [Family; 5] {
     applies.add(&["refused"], number(refused));
     let mut generation = Family::new(Metric::Generation);
     generation.add(&[], f64::from(state.tables.config.generation));
-    [attached, entries, capacity, applies, generation]
+    [attached, verified, repairs, foreign, entries, capacity, applies, generation]
 }

@@ -64,6 +64,7 @@ pub(super) fn state() -> AgentState {
         hook: "wall",
         target: String::new(),
         attached: true,
+        ahead: 0,
         needed: true,
         detail: String::new(),
     };

@@ -16,25 +16,24 @@ impl Attached {
     ///
     /// # Errors
     /// When `kubepods` cannot be opened or one of the other hooks cannot be linked.
-    pub(super) fn link_cgroup(&mut self) -> Result<(), DatapathError> {
+    pub(in crate::datapath) fn link_cgroup(&mut self) -> Result<(), DatapathError> {
         let failed =
             |source| SysError { call: "open", object: self.kubepods.display().to_string(), source };
         let directory = fs::File::open(&self.kubepods).map_err(failed)?;
         let id = directory.metadata().map_err(failed)?.ino();
+        let target = sys::Target::Cgroup { directory: directory.as_fd(), id };
         for hook in CGROUP_HOOKS {
-            let target = sys::Target::Cgroup { directory: directory.as_fd(), id };
-            self.links.ensure(hook, target, &self.links.options.link_pin(hook.name), true)?;
+            let pin = self.links.options.link_pin(hook.name);
+            self.links.ensure(hook, target, &pin, true)?;
         }
+        let mut no_redirect = self.unloaded.clone();
         for hook in PEER_HOOKS {
-            let target = sys::Target::Cgroup { directory: directory.as_fd(), id };
-            let ensured =
-                self.links.ensure(hook, target, &self.links.options.link_pin(hook.name), true);
-            if let Err(error) = ensured
-                && self.no_redirect.is_none()
-            {
-                self.no_redirect = Some(error.to_string());
+            let pin = self.links.options.link_pin(hook.name);
+            if let Err(error) = self.links.ensure(hook, target, &pin, true) {
+                no_redirect.get_or_insert(error.to_string());
             }
         }
+        self.no_redirect = no_redirect;
         Ok(())
     }
 }

@@ -8,8 +8,8 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use super::link::{Links, unlink};
-use crate::datapath::load::{Hook, Program, UPLINK_HOOK};
+use super::link::{Links, pin_over};
+use crate::datapath::load::{Hook, Program, UPLINK_HOOK, load_again};
 use crate::datapath::sys::{self, LinkInfo};
 use crate::datapath::{DatapathError, Options, SysError};
 
@@ -36,7 +36,7 @@ impl Chain {
     }
 
     /// Why nothing can be attached to an interface, where nothing can.
-    pub(super) const fn missing(self) -> Option<&'static str> {
+    pub(in crate::datapath) const fn missing(self) -> Option<&'static str> {
         match self {
             Self::Tcx => None,
             Self::Missing => Some(MISSING),
@@ -68,22 +68,65 @@ impl Place {
 impl Links {
     /// Holds a place with this agent's program, ahead of every other. With `replace`, what an
     /// earlier agent left there gets this agent's program.
-    pub(super) fn hold(&self, place: Place, replace: bool) -> Result<(), SysError> {
+    pub(in crate::datapath) fn hold(
+        &mut self,
+        place: Place,
+        replace: bool,
+    ) -> Result<(), SysError> {
         match self.chain {
             Chain::Tcx => {
                 let target = sys::Target::Interface(place.ifindex);
-                self.ensure(place.hook, target, &place.pin(&self.options), replace)
+                let pin = place.pin(&self.options);
+                self.ensure(place.hook, target, &pin, replace)
             }
             Chain::Missing => Ok(()),
         }
     }
 
     /// Lets go of a place; one that is not held is let go of already.
-    pub(super) fn let_go(&self, place: Place) -> Result<(), SysError> {
+    pub(super) fn let_go(&mut self, place: Place) -> Result<(), SysError> {
         match self.chain {
-            Chain::Tcx => unlink(&place.pin(&self.options)),
+            Chain::Tcx => self.forget(&place.pin(&self.options)),
             Chain::Missing => Ok(()),
         }
+    }
+
+    /// How many programs of others run before this agent's at a place.
+    pub(in crate::datapath) fn ahead(&self, place: Place) -> Result<usize, SysError> {
+        let Place { hook, ifindex } = place;
+        match self.chain {
+            Chain::Tcx => {
+                let target = sys::Target::Interface(ifindex);
+                let chain = sys::programs_at(target, hook.attach, hook.name)?;
+                let own = chain.iter().position(|program| self.is_ours(hook, *program));
+                Ok(own.unwrap_or(chain.len()))
+            }
+            Chain::Missing => Ok(0),
+        }
+    }
+
+    /// Takes the head of the chain again. A second copy of the program goes there first, because a
+    /// chain takes each program once; the one behind goes after it.
+    ///
+    /// # Errors
+    /// When the second copy cannot be loaded or linked; the first one stays where it is.
+    pub(in crate::datapath) fn overtake(&mut self, place: Place) -> Result<(), DatapathError> {
+        let Place { hook, ifindex } = place;
+        let pin = place.pin(&self.options);
+        let runs = self.holder(place)?.program;
+        let behind = sys::open_pin(&pin)?;
+        let of_hook = |program: &&Program| program.hook.name == hook.name && program.id != runs;
+        if !self.programs.iter().chain(&self.spares).any(|program| of_hook(&program)) {
+            self.spares.push(load_again(&self.options, hook)?);
+        }
+        let other = self.programs.iter().chain(&self.spares).find(of_hook);
+        let other = other.ok_or_else(|| DatapathError::Missing { what: hook.name.to_owned() })?;
+        let target = sys::Target::Interface(ifindex);
+        let link = sys::create_link(other.fd.as_fd(), target, hook.attach, hook.name)?;
+        pin_over(&link, &pin)?;
+        self.descriptors.insert(pin, link);
+        *self.repairs.entry(hook.name).or_default() += 1;
+        Ok(sys::detach_link(behind.as_fd(), hook.name)?)
     }
 
     /// What holds a place, as the kernel says.

@@ -32,7 +32,7 @@ impl Attached {
     /// not take away included, and lets go of pinned ones that are no longer in it. With
     /// `replace`, links that exist get this agent's programs.
     pub(super) fn link_interfaces(
-        &self,
+        &mut self,
         replace: bool,
         applied: &mut Applied,
     ) -> Result<(), DatapathError> {
@@ -55,7 +55,9 @@ impl Attached {
         }
         for ifindex in present {
             if !wanted.contains(&ifindex) {
-                places(ifindex).try_for_each(|place| self.links.let_go(place))?;
+                for place in places(ifindex) {
+                    self.links.let_go(place)?;
+                }
                 applied.detached += 1;
             }
         }

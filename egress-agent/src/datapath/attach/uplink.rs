@@ -13,7 +13,7 @@ impl Attached {
     ///
     /// # Errors
     /// When the pins cannot be read or one that is left over cannot be removed.
-    pub fn link_uplinks(&self, uplinks: &BTreeSet<u32>) -> Result<Vec<String>, DatapathError> {
+    pub fn link_uplinks(&mut self, uplinks: &BTreeSet<u32>) -> Result<Vec<String>, DatapathError> {
         let mut warnings = Vec::new();
         if self.links.chain.missing().is_some() {
             return Ok(warnings);
@@ -27,6 +27,7 @@ impl Attached {
         for ifindex in self.links.held(UPLINK_HOOK)?.difference(uplinks) {
             self.links.let_go(place(ifindex))?;
         }
+        self.uplinks.clone_from(uplinks);
         Ok(warnings)
     }
 }
