@@ -184,7 +184,9 @@ pub struct NodeState {
     /// Interfaces on which the boundary was seen to be attached, as the kernel says.
     pub verified: BTreeSet<u32>,
     /// Absolute level of `kubepods`.
-    pub kubepods_level: u32,
+    pub kubepods_level: u8,
+    /// Cgroup id of `kubepods`.
+    pub kubepods: u64,
     /// What pods nobody knows get.
     pub unknown_pod: Mode,
     /// Bits of the packet mark for the uplink.

@@ -22,6 +22,9 @@ impl Addr {
     /// `::`, used for "this pod has no address of the family".
     pub const UNSPECIFIED: Self = Self { words: [0; 4] };
 
+    /// `255.255.255.255`.
+    pub const BROADCAST: Self = Self::v4([255; 4]);
+
     /// The address with these sixteen bytes.
     #[inline(always)]
     pub const fn new(octets: [u8; 16]) -> Self {
@@ -220,6 +223,12 @@ impl PodId {
     pub const fn of_cgroup(id: u64) -> Self {
         Self(id)
     }
+
+    /// Whoever is behind this interface, as long as no pod is known to be: a number that is no
+    /// cgroup's id, because those count up from one.
+    pub const fn of_interface(ifindex: u32) -> Self {
+        Self(1 << 63 | ifindex as u64)
+    }
 }
 
 /// A compiled policy, by the hash of its object's name. [`PolicyId::NONE`] governs nobody.
@@ -378,8 +387,8 @@ pub struct ReplyKey {
     remote_port: [u8; 2],
     /// Network order. Zero for ICMP.
     local_port: [u8; 2],
-    protocol: u8,
-    pad: [u8; 3],
+    /// In a word of its own: three bytes of padding would be a loop in the kernel.
+    protocol: u32,
 }
 
 impl ReplyKey {
@@ -397,8 +406,7 @@ impl ReplyKey {
             remote,
             remote_port: remote_port.to_be_bytes(),
             local_port: local_port.to_be_bytes(),
-            protocol,
-            pad: [0; 3],
+            protocol: protocol as u32,
         }
     }
 
@@ -410,7 +418,7 @@ impl ReplyKey {
     /// Whether the flow is TCP's.
     #[inline(always)]
     pub const fn is_tcp(&self) -> bool {
-        self.protocol == crate::packet::protocol::TCP
+        self.protocol == crate::packet::protocol::TCP as u32
     }
 
     /// The same flow as the sockets of this cgroup see it: on the socket's own port (host order;

@@ -85,6 +85,9 @@ impl Pod {
     pub const HOST: u8 = 8;
     /// Its policy has not opted in pods on the node's network: what it denies passes and is told.
     pub const AUDITED: u8 = 16;
+    /// Of an interface: it leads to a pod that the agent has not learned. `id` is the interface's
+    /// ([`PodId::of_interface`]), the addresses are those it was seen to carry.
+    pub const UNLEARNED: u8 = 32;
     /// A uid and gid that no process has.
     pub const NO_PROXY: u32 = u32::MAX;
 }
@@ -273,21 +276,23 @@ pub struct Exception {
 pub struct Config {
     /// Nanoseconds after which a silent agent's lease has expired; zero for never.
     pub lease: u64,
+    /// Id of the `kubepods` cgroup, below which the wall sees every packet of a socket.
+    pub kubepods: u64,
     /// Number of the compiled policy in force.
     pub generation: u32,
-    /// Absolute level of the `kubepods` cgroup, as `bpf_get_current_ancestor_cgroup_id` counts.
-    pub kubepods_level: u32,
-    /// Number of the [`Mode`] for pods the agent has not learned.
-    pub unknown_pod: u8,
-    /// Number of the [`Mode`] of the source guard on pods no policy enforces.
-    pub guard: u8,
-    /// Zero.
-    pub pad: [u8; 6],
     /// Bit of the packet mark that says: allowed at the boundary for a policy in mode audit; zero
     /// where packets are not marked.
     pub mark_audit: u32,
     /// The same for mode enforce.
     pub mark_enforce: u32,
+    /// Absolute level of the `kubepods` cgroup, as `bpf_get_current_ancestor_cgroup_id` counts.
+    pub kubepods_level: u8,
+    /// Number of the [`Mode`] for pods the agent has not learned.
+    pub unknown_pod: u8,
+    /// Number of the [`Mode`] of the source guard on pods no policy enforces.
+    pub guard: u8,
+    /// Zero.
+    pub pad: u8,
 }
 
 /// Value of the reply table.
@@ -378,6 +383,20 @@ pub struct Counter {
     pub bytes: u64,
 }
 
+/// Value of the table of what passed while its pod was not wholly covered; one per CPU. Keyed by the
+/// pod's cgroup ([`PodId::of_cgroup`]), and for what only the boundary saw by the interface
+/// ([`PodId::of_interface`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Exposed {
+    /// Packets that passed.
+    pub packets: u64,
+    /// Boot clock nanoseconds of the first.
+    pub first: u64,
+    /// Boot clock nanoseconds of the last.
+    pub last: u64,
+}
+
 /// Index into the loss counters: every place where the kernel side can lose something.
 pub mod loss {
     /// The event ring was full.
@@ -391,10 +410,13 @@ pub mod loss {
     pub const SUPPRESSED: u32 = 3;
     /// What a redirected socket asked for could not be remembered: it is told the gateway's address.
     pub const ORIGINAL: u32 = 4;
+    /// The table of what passed while its pod was not covered was full.
+    pub const EXPOSED: u32 = 5;
     /// Entries of the table.
-    pub const SLOTS: u32 = 5;
+    pub const SLOTS: u32 = 6;
     /// Metric label of each index.
-    pub const NAMES: [&str; 5] = ["ring", "counter", "reply", "suppressed", "original"];
+    pub const NAMES: [&str; 6] =
+        ["ring", "counter", "reply", "suppressed", "original", "exposed"];
 }
 
 /// Nanoseconds during which a repeated decision of one CPU raises no second event.
@@ -445,6 +467,7 @@ const _: () = {
     assert!(size_of::<Reply>() == 16);
     assert!(size_of::<CounterKey>() == 16);
     assert!(size_of::<Counter>() == 24);
+    assert!(size_of::<Exposed>() == 24);
     assert!(size_of::<SeenKey>() == 32);
     assert!(size_of::<Seen>() == 16);
 };

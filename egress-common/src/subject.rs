@@ -110,6 +110,13 @@ impl Subject {
         }
     }
 
+    /// The subject of what comes from an interface whose pod the agent has not learned
+    /// ([`Pod::UNLEARNED`]).
+    #[inline(always)]
+    pub fn behind(end: &Pod, config: &Config) -> Self {
+        Self { pod: end.id, mac: end.mac, v4: end.v4, v6: end.v6, ..Self::unknown(config) }
+    }
+
     /// The subject of a marked packet at the uplink, where its pod is not known any more.
     #[inline(always)]
     pub fn uplink(config: &Config, mode: Mode) -> Self {
@@ -126,6 +133,20 @@ impl Subject {
     #[inline(always)]
     pub fn owns(&self, addr: &Addr) -> bool {
         addr.is_either(&self.v4, &self.v6)
+    }
+
+    /// Whether no address of its own is known.
+    #[inline(always)]
+    pub const fn is_unaddressed(&self) -> bool {
+        self.v4.is_unspecified() && self.v6.is_unspecified()
+    }
+
+    /// Whether what it sends passes fewer hooks than a pod's that is wholly covered: nobody knows
+    /// it, or its policy has no boundary at its interface.
+    #[inline(always)]
+    pub fn is_exposed(&self) -> bool {
+        let covered = self.policy == PolicyId::NONE || self.flags & (Pod::BOUNDARY | Pod::HOST) != 0;
+        self.unknown || !covered
     }
 
     /// Whether the wall leaves a drop to the boundary: only that can answer the pod. What leaves by

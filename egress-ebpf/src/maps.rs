@@ -17,10 +17,12 @@ use egress_common::key::{
 use egress_common::packet::{Hook, Packet};
 use egress_common::redirect::{Original, RedirectKey, RedirectTo};
 use egress_common::state::{
-    BucketKey, Capture, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy,
-    Range, Reply, Seen, SeenKey, loss,
+    BucketKey, Capture, Config, Counter, CounterKey, Exact, Exception, Exposed, PlaceKey, Pod,
+    Policy, Range, Reply, Seen, SeenKey, loss,
 };
-use egress_common::{Endpoints, Lookup, Reason, Subject, Verdict};
+use egress_common::{Endpoints, Lookup, Reason, Ruling, Subject, Verdict};
+
+use crate::forget::forget_ruling;
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -78,6 +80,11 @@ pub(crate) static NODE_COUNTERS: PerCpuArray<Counter> =
     PerCpuArray::with_max_entries(Verdict::SLOTS * Reason::SLOTS, 0);
 #[map]
 pub(crate) static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(loss::SLOTS, 0);
+/// What passed while its pod was not wholly covered. Twice as many as pods fit into [`PODS`]: each has
+/// a cgroup and an interface.
+#[map]
+pub(crate) static EXPOSED: PerCpuHashMap<PodId, Exposed> =
+    PerCpuHashMap::with_max_entries(4096, 0);
 /// When each decision was last told, so that a flood tells it once.
 #[map]
 pub(crate) static SEEN: LruPerCpuHashMap<SeenKey, Seen> =
@@ -172,6 +179,15 @@ pub(crate) fn subject(pod: Option<&Pod>, config: &Config, now: u64) -> Subject {
     Subject::of(pod, policy, config, now.saturating_sub(beat))
 }
 
+/// The subject of a decision about what comes from this interface.
+#[inline(always)]
+pub(crate) fn subject_behind(ifindex: u32, config: &Config, now: u64) -> Subject {
+    match by_interface(ifindex) {
+        Some(end) if end.flags & Pod::UNLEARNED != 0 => Subject::behind(end, config),
+        pod => subject(pod, config, now),
+    }
+}
+
 /// Adds to a loss counter.
 #[inline(always)]
 pub(crate) fn lost(what: u32, count: u64) {
@@ -234,6 +250,22 @@ impl Tables<'_> {
             Stage::Early | Stage::Call(_) | Stage::Wall(_) | Stage::Boundary(_) => return None,
         };
         if cgroup == 0 { None } else { Some(key.at_socket(cgroup, port)) }
+    }
+}
+
+/// Whether the wall has seen the packet as it left its socket: every packet of a pod's socket, but
+/// those of packet sockets.
+#[inline(always)]
+pub(crate) fn passed_the_wall(config: &Config, skb: *mut aya_ebpf::bindings::__sk_buff) -> bool {
+    const AF_PACKET: u32 = 17;
+    // SAFETY: context fields, checked and rewritten by the verifier, which asks for the comparison
+    // with null; the helper as in `foreign_socket`.
+    unsafe {
+        let sk = (*skb).__bindgen_anon_2.sk;
+        !sk.is_null()
+            && (*sk).family != AF_PACKET
+            && config.kubepods != 0
+            && bpf_skb_ancestor_cgroup_id(skb, config.kubepods_level as i32) == config.kubepods
     }
 }
 
@@ -322,6 +354,11 @@ impl Lookup for Tables<'_> {
     #[inline(always)]
     fn now(&self) -> u64 {
         self.now
+    }
+
+    #[inline(always)]
+    fn settled(&self, ruling: Ruling) -> Ruling {
+        forget_ruling(ruling, self.now)
     }
 }
 

@@ -11,7 +11,7 @@ use egress_common::state::{Counter, Direction, Pod, Target};
 use egress_common::{Lookup, Mode, Reason, Subject, Verdict, decide};
 
 use crate::answer;
-use crate::emit::{Told, count, received, tell};
+use crate::emit::{Told, count, expose, received, tell};
 use crate::flow::Toward;
 use crate::forget::{forget_packet, forget_ruling, forget_subject};
 use crate::listen::Listeners;
@@ -38,7 +38,7 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> (Verdict, Answered) {
     let now = maps::now();
     // SAFETY: context fields, checked and rewritten by the verifier.
     let (ifindex, len) = unsafe { ((*skb).ifindex, (*skb).len) };
-    let mut who = maps::subject(maps::by_interface(ifindex), &config, now);
+    let mut who = maps::subject_behind(ifindex, &config, now);
     forget_subject(&mut who, now);
     let Some(packet) = maps::scratch(Hook::PodEgress) else {
         return (who.verdict(Reason::Malformed), Answered::No);
@@ -59,11 +59,20 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> (Verdict, Answered) {
         unsafe { (*skb).mark |= bit };
     }
     log(ctx, packet, verdict);
-    let socket_uid = ctx.skb.get_socket_uid();
-    tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
+    if who.unknown && !matches!(verdict, Verdict::Drop) {
+        // The wall has told of it and counted it already.
+        if maps::passed_the_wall(&config, skb) {
+            return (verdict, Answered::No);
+        }
+        expose(who.pod, now);
+    }
     // Not what is wrong with the packet itself: who forges is told nothing.
     let answerable = ruling.line >= 6 && who.answers && packet.is_answerable();
-    if matches!(verdict, Verdict::Drop) && answerable {
+    let answers = matches!(verdict, Verdict::Drop) && answerable;
+    let answers = u64::from(answers).wrapping_add(crate::forget::unknown_zero(now));
+    let socket_uid = ctx.skb.get_socket_uid();
+    tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
+    if answers != 0 {
         return match answer::send(skb, packet, ifindex) {
             Some(()) => (verdict, Answered::Yes),
             None => (verdict, Answered::No),
@@ -103,7 +112,7 @@ pub(crate) fn uplink_egress(ctx: &TcContext) -> Verdict {
     verdict
 }
 
-/// Remembers what remotes open toward a governed pod, and counts what gateways send it.
+/// Remembers what remotes open toward a pod that is governed or not learned, and counts what gateways send it.
 #[inline(always)]
 pub(crate) fn pod_ingress(ctx: &TcContext) {
     let skb = maps::skb(ctx);
@@ -114,7 +123,7 @@ pub(crate) fn pod_ingress(ctx: &TcContext) {
     let Some(pod) = maps::by_interface(ifindex) else {
         return;
     };
-    if pod.policy == PolicyId::NONE {
+    if pod.policy == PolicyId::NONE && pod.flags & Pod::UNLEARNED == 0 {
         return;
     }
     let Some(packet) = maps::scratch(Hook::PodIngress) else {
@@ -151,6 +160,9 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
         ((*skb).ifindex, (*skb).len, u16::from_be((*skb).protocol as u16), owner)
     };
     let mut who = maps::subject(owner.pod, &config, now);
+    if who.unknown {
+        who.pod = PodId::of_cgroup(owner.cgroup);
+    }
     who.guarded = owner.pod.is_some_and(|pod| pod.guarded != 0 && pod.guarded == ifindex);
     forget_subject(&mut who, now);
     let mut packet = Packet::unparsed(Hook::Wall);
@@ -170,6 +182,10 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
         &config,
         &Told { who: &who, packet: &packet, ruling, verdict, now, len, ifindex, socket_uid },
     );
+    let passes = !packet.on_loopback && !matches!(verdict, Verdict::Drop);
+    if passes && who.is_exposed() {
+        expose(PodId::of_cgroup(owner.cgroup), now);
+    }
     verdict
 }
 

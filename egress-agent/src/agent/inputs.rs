@@ -53,6 +53,7 @@ impl Inputs {
             },
             own: self.own.clone(),
             kubepods_level: self.kubepods.level,
+            kubepods: self.kubepods.id()?,
             verified,
             unknown_pod: self.unknown_pod,
             mark: self.mark,

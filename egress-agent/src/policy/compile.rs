@@ -84,9 +84,10 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
         kubepods_level: node.kubepods_level,
         unknown_pod: node.unknown_pod.number(),
         guard: guard.number(),
-        pad: [0; 6],
+        pad: 0,
         mark_audit: node.mark.audit,
         mark_enforce: node.mark.enforce,
+        kubepods: node.kubepods,
     };
     desired.problems.sort();
     desired.problems.dedup();
