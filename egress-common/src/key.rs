@@ -415,6 +415,14 @@ impl ReplyKey {
         self.pod
     }
 
+    /// The same flow, as another owner's.
+    #[inline(always)]
+    pub const fn of(&self, pod: PodId) -> Self {
+        let mut key = *self;
+        key.pod = pod;
+        key
+    }
+
     /// Whether the flow is TCP's.
     #[inline(always)]
     pub const fn is_tcp(&self) -> bool {
@@ -425,8 +433,7 @@ impl ReplyKey {
     /// zero where it has none), whatever address translation made of it behind the socket.
     #[inline(always)]
     pub const fn at_socket(&self, cgroup: u64, port: u16) -> Self {
-        let mut key = *self;
-        key.pod = PodId::of_cgroup(cgroup);
+        let mut key = self.of(PodId::of_cgroup(cgroup));
         if port != 0 {
             key.local_port = port.to_be_bytes();
         }

@@ -415,8 +415,7 @@ pub mod loss {
     /// Entries of the table.
     pub const SLOTS: u32 = 6;
     /// Metric label of each index.
-    pub const NAMES: [&str; 6] =
-        ["ring", "counter", "reply", "suppressed", "original", "exposed"];
+    pub const NAMES: [&str; 6] = ["ring", "counter", "reply", "suppressed", "original", "exposed"];
 }
 
 /// Nanoseconds during which a repeated decision of one CPU raises no second event.

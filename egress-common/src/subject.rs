@@ -110,11 +110,13 @@ impl Subject {
         }
     }
 
-    /// The subject of what comes from an interface whose pod the agent has not learned
-    /// ([`Pod::UNLEARNED`]).
+    /// The same, behind an interface whose pod the agent has not learned ([`Pod::UNLEARNED`]): its
+    /// own MAC and addresses are those that were seen there. Whoever is not known goes by the
+    /// interface's number.
     #[inline(always)]
-    pub fn behind(end: &Pod, config: &Config) -> Self {
-        Self { pod: end.id, mac: end.mac, v4: end.v4, v6: end.v6, ..Self::unknown(config) }
+    pub fn behind(self, end: &Pod) -> Self {
+        let pod = if self.unknown { end.id } else { self.pod };
+        Self { pod, mac: end.mac, v4: end.v4, v6: end.v6, ..self }
     }
 
     /// The subject of a marked packet at the uplink, where its pod is not known any more.
@@ -145,7 +147,8 @@ impl Subject {
     /// it, or its policy has no boundary at its interface.
     #[inline(always)]
     pub fn is_exposed(&self) -> bool {
-        let covered = self.policy == PolicyId::NONE || self.flags & (Pod::BOUNDARY | Pod::HOST) != 0;
+        let covered =
+            self.policy == PolicyId::NONE || self.flags & (Pod::BOUNDARY | Pod::HOST) != 0;
         self.unknown || !covered
     }
 
@@ -165,8 +168,10 @@ impl Subject {
     /// What a reason becomes for this subject: the source guard has a mode of its own.
     #[inline(always)]
     pub const fn verdict(&self, reason: Reason) -> Verdict {
-        let mode = if matches!(reason, Reason::SpoofedSource) { self.guard } else { self.mode };
-        mode.verdict(reason)
+        // Both are asked: of a choice between them the compiler makes one between their places, in a
+        // way that the kernel's verifier refuses.
+        let (own, guarded) = (self.mode.verdict(reason), self.guard.verdict(reason));
+        if matches!(reason, Reason::SpoofedSource) { guarded } else { own }
     }
 }
 

@@ -13,7 +13,7 @@ use egress_common::{Lookup, Mode, Reason, Subject, Verdict, decide};
 use crate::answer;
 use crate::emit::{Told, count, expose, received, tell};
 use crate::flow::Toward;
-use crate::forget::{forget_packet, forget_ruling, forget_subject};
+use crate::forget::{forget_packet, forget_ruling, forget_subject, unknown_zero};
 use crate::listen::Listeners;
 use crate::maps::{self, Local, Stage, Tables};
 use crate::wire::{self, Bytes};
@@ -38,14 +38,15 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> (Verdict, Answered) {
     let now = maps::now();
     // SAFETY: context fields, checked and rewritten by the verifier.
     let (ifindex, len) = unsafe { ((*skb).ifindex, (*skb).len) };
-    let mut who = maps::subject_behind(ifindex, &config, now);
+    let (mut who, PodId(end)) = maps::subject_behind(skb, ifindex, &config, now);
+    let end = PodId(end.wrapping_add(unknown_zero(now)));
     forget_subject(&mut who, now);
     let Some(packet) = maps::scratch(Hook::PodEgress) else {
         return (who.verdict(Reason::Malformed), Answered::No);
     };
     read_frame(skb, packet);
     packet.hook = Hook::PodEgress;
-    let tables = Tables { now, config: &config, stage: Stage::Boundary(skb) };
+    let tables = Tables { now, config: &config, stage: Stage::Boundary(skb, end) };
     let ruling = forget_ruling(decide(&who, packet, &tables), now);
     let verdict = who.verdict(ruling.reason);
     // A Service's address may yet become another one: the uplink asks again.
@@ -59,17 +60,17 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> (Verdict, Answered) {
         unsafe { (*skb).mark |= bit };
     }
     log(ctx, packet, verdict);
-    if who.unknown && !matches!(verdict, Verdict::Drop) {
+    if end != PodId::UNKNOWN && !matches!(verdict, Verdict::Drop) {
         // The wall has told of it and counted it already.
         if maps::passed_the_wall(&config, skb) {
             return (verdict, Answered::No);
         }
-        expose(who.pod, now);
+        expose(end, now);
     }
     // Not what is wrong with the packet itself: who forges is told nothing.
     let answerable = ruling.line >= 6 && who.answers && packet.is_answerable();
     let answers = matches!(verdict, Verdict::Drop) && answerable;
-    let answers = u64::from(answers).wrapping_add(crate::forget::unknown_zero(now));
+    let answers = u64::from(answers).wrapping_add(unknown_zero(now));
     let socket_uid = ctx.skb.get_socket_uid();
     tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
     if answers != 0 {

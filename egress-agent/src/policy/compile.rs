@@ -19,6 +19,7 @@ mod ranges;
 mod redirect;
 mod select;
 mod shadow;
+mod stranger;
 mod uplink;
 
 use egress_common::Mode;
@@ -177,6 +178,7 @@ fn pods<'a>(
         });
     }
     guard = guard.max(orphan::keep(facts, numbers, variants, node, desired));
+    stranger::add(facts, node, &mut desired.tables);
     if let Some(own) = &node.own {
         desired.tables.pods.entry(own.cgroup).or_insert_with(|| own.entry());
     }

@@ -237,11 +237,8 @@ fn line_00_at_its_interface_an_unlearned_pod_comes_up_and_no_further() {
     let who = unknown();
     let arp = shaped(Shape::Arp, Packet { arp_mac: MAC, ..packet(0, "10.0.1.1", 0) });
     let asks = Packet { shape: Shape::Neighbour, ..packet(58, "ff02::1:ff00:1", 0) };
-    let discovery = Packet {
-        src: addr("0.0.0.0"),
-        src_port: 68,
-        ..packet(17, "255.255.255.255", 67)
-    };
+    let discovery =
+        Packet { src: addr("0.0.0.0"), src_port: 68, ..packet(17, "255.255.255.255", 67) };
     for exact in [arp, Packet { src: addr("0.0.0.0"), ..arp }] {
         judged(&who, &exact, &table, 2, Reason::Local);
     }
