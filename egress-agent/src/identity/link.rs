@@ -78,12 +78,8 @@ fn named(message: &LinkMessage) -> Option<(u32, &str)> {
 }
 
 fn is_pair(attribute: &LinkAttribute) -> bool {
-    let pairs = |kind: &InfoKind| match kind {
-        InfoKind::Veth | InfoKind::Netkit => true,
-        _ => false,
-    };
     matches!(attribute, LinkAttribute::LinkInfo(infos)
-        if infos.iter().any(|info| matches!(info, LinkInfo::Kind(kind) if pairs(kind))))
+        if infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth | InfoKind::Netkit))))
 }
 
 fn is_dummy(attribute: &LinkAttribute) -> bool {
