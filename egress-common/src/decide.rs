@@ -6,15 +6,17 @@
 //! [`Subject::verdict`].
 
 mod sender;
+mod unlearned;
 
 use crate::key::{
-    Addr, AddressKey, ExactKey, ExceptionKey, GatewayId, PodId, PolicyId, RangeKey, ReplyKey,
+    AddressKey, ExactKey, ExceptionKey, GatewayId, PodId, PolicyId, RangeKey, ReplyKey,
 };
 use crate::packet::{Hook, Packet, Shape, protocol};
 use crate::reason::Reason;
 use crate::state::{Exact, Exception, Range, Target, address, range};
 use crate::subject::Subject;
 use sender::{arp_sender_is, foreign_source, foreign_source_of_exempt, neighbour};
+use unlearned::unlearned;
 
 /// The tables a decision reads. The kernel's are maps; everybody else brings what they have.
 pub trait Lookup {
@@ -150,33 +152,6 @@ pub fn decide<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
         return Ruling::about(15, Reason::ForeignSocket, ruling.gateway);
     }
     ruling
-}
-
-/// Line 0, of what the other lines say under the tables of no policy.
-#[inline(always)]
-fn unlearned(who: &Subject, packet: &Packet, ruling: Ruling) -> Ruling {
-    if ruling.line >= 8 && !matches!(ruling.reason, Reason::Resolver) {
-        Ruling::new(0, Reason::UnknownPod)
-    } else if ruling.line == 4 && asks_for_address(who, packet) {
-        Ruling::new(5, Reason::Local)
-    } else {
-        ruling
-    }
-}
-
-/// A client that has no address asks its link for one (DHCP), as some network plugins have it do
-/// from inside the pod.
-#[inline(always)]
-fn asks_for_address(who: &Subject, packet: &Packet) -> bool {
-    const CLIENT: u16 = 68;
-    const SERVER: u16 = 67;
-    packet.src_mac == who.mac
-        && packet.protocol == protocol::UDP
-        && whole(packet)
-        && packet.src_port == CLIENT
-        && packet.dst_port == SERVER
-        && packet.src.is_unspecified()
-        && packet.dst == Addr::BROADCAST
 }
 
 /// Line 7. `nets` is asked again each time: a flow outlives what allowed to remember it.

@@ -3,8 +3,13 @@
 //! The agent writes these; the kernel only reads them, except counters, replies and the
 //! duplicate-suppression table, which only the kernel writes.
 
+mod exposed;
+pub mod loss;
+
 use crate::key::{Addr, GatewayId, NamespaceId, PodId, PolicyId};
 use crate::reason::{Mode, Reason, Verdict, closed_enum};
+
+pub use exposed::Exposed;
 
 closed_enum! {
     /// How the mesh captures a pod's traffic.
@@ -383,41 +388,6 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// Value of the table of what passed while its pod was not wholly covered; one per CPU. Keyed by the
-/// pod's cgroup ([`PodId::of_cgroup`]), and for what only the boundary saw by the interface
-/// ([`PodId::of_interface`]).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Exposed {
-    /// Packets that passed.
-    pub packets: u64,
-    /// Boot clock nanoseconds of the first.
-    pub first: u64,
-    /// Boot clock nanoseconds of the last.
-    pub last: u64,
-}
-
-/// Index into the loss counters: every place where the kernel side can lose something.
-pub mod loss {
-    /// The event ring was full.
-    pub const RING: u32 = 0;
-    /// The per-pod counter table was full; the node counters still counted.
-    pub const COUNTER: u32 = 1;
-    /// The reply table refused an entry: the pod cannot answer that flow.
-    pub const REPLY: u32 = 2;
-    /// Events not sent because the same decision was reported less than
-    /// [`SUPPRESS_NS`](super::SUPPRESS_NS) before; the next event carries their number.
-    pub const SUPPRESSED: u32 = 3;
-    /// What a redirected socket asked for could not be remembered: it is told the gateway's address.
-    pub const ORIGINAL: u32 = 4;
-    /// The table of what passed while its pod was not covered was full.
-    pub const EXPOSED: u32 = 5;
-    /// Entries of the table.
-    pub const SLOTS: u32 = 6;
-    /// Metric label of each index.
-    pub const NAMES: [&str; 6] = ["ring", "counter", "reply", "suppressed", "original", "exposed"];
-}
-
 /// Nanoseconds during which a repeated decision of one CPU raises no second event.
 pub const SUPPRESS_NS: u64 = 100_000_000;
 
@@ -466,7 +436,6 @@ const _: () = {
     assert!(size_of::<Reply>() == 16);
     assert!(size_of::<CounterKey>() == 16);
     assert!(size_of::<Counter>() == 24);
-    assert!(size_of::<Exposed>() == 24);
     assert!(size_of::<SeenKey>() == 32);
     assert!(size_of::<Seen>() == 16);
 };

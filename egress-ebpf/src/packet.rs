@@ -11,7 +11,7 @@ use egress_common::state::{Counter, Direction, Pod, Target};
 use egress_common::{Lookup, Mode, Reason, Subject, Verdict, decide};
 
 use crate::answer;
-use crate::emit::{Told, count, expose, received, tell};
+use crate::emit::{Actor, Told, count, expose, received, tell};
 use crate::flow::Toward;
 use crate::forget::{forget_packet, forget_ruling, forget_subject, unknown_zero};
 use crate::listen::Listeners;
@@ -71,8 +71,8 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> (Verdict, Answered) {
     let answerable = ruling.line >= 6 && who.answers && packet.is_answerable();
     let answers = matches!(verdict, Verdict::Drop) && answerable;
     let answers = u64::from(answers).wrapping_add(unknown_zero(now));
-    let socket_uid = ctx.skb.get_socket_uid();
-    tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
+    let told = Told { who: &who, packet, ruling, verdict, now, len, ifindex };
+    tell(&config, &told, || Actor::socket(ctx.skb.get_socket_uid()));
     if answers != 0 {
         return match answer::send(skb, packet, ifindex) {
             Some(()) => (verdict, Answered::Yes),
@@ -108,8 +108,8 @@ pub(crate) fn uplink_egress(ctx: &TcContext) -> Verdict {
     let tables = Tables { now, config: &config, stage: Stage::Early };
     let ruling = forget_ruling(decide(&who, packet, &tables), now);
     let verdict = who.verdict(ruling.reason);
-    let socket_uid = u32::MAX;
-    tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
+    let told = Told { who: &who, packet, ruling, verdict, now, len, ifindex };
+    tell(&config, &told, || Actor::socket(u32::MAX));
     verdict
 }
 
@@ -178,11 +178,8 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
     if matches!(verdict, Verdict::Drop) && ruling.line >= 6 && who.defers(&packet) {
         return Verdict::Allow;
     }
-    let socket_uid = ctx.skb.get_socket_uid();
-    tell(
-        &config,
-        &Told { who: &who, packet: &packet, ruling, verdict, now, len, ifindex, socket_uid },
-    );
+    let told = Told { who: &who, packet: &packet, ruling, verdict, now, len, ifindex };
+    tell(&config, &told, || Actor::socket(ctx.skb.get_socket_uid()));
     let passes = !packet.on_loopback && !matches!(verdict, Verdict::Drop);
     if passes && who.is_exposed() {
         expose(PodId::of_cgroup(owner.cgroup), now);
