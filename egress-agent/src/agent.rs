@@ -93,6 +93,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     };
     let cluster = file.cluster(&path)?;
     let lease = file.lease(&path)?;
+    let most_series = file.max_series(&path)?;
     let mark = file.mark(&path)?;
     let node = arguments.node_name.clone().or_else(|| file.node_name.clone());
     let registry = Registry::open(&arguments.registry, node.as_deref()).await?;
@@ -156,15 +157,18 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     let (ready, until) = (readiness.clone(), shutdown.clone());
     tasks.start("http", async move { Ok(metrics::serve(listener, ready, until).await?) });
     let until = shutdown.clone();
+    let run_dir = arguments.datapath.run_dir.clone();
+    let granularity =
+        arguments.metrics_granularity.or(file.metrics.granularity).unwrap_or_default();
     let main = async move {
         let mut until = until;
         tokio::select! {
             () = until.requested() => return Ok(()),
             first = published.snapshots.wait_for(|known| known.revision > 0) => drop(first?),
         }
+        let counting = metrics::Counting::open(&options, &run_dir, granularity, most_series)?;
         let (mut enforcer, states) = Enforcer::start(inputs, loaded, published)?;
-        let reader = enforcer.attached.reader()?;
-        readiness.ready(states.clone(), reader, outlet.lost());
+        readiness.ready(states.clone(), counting.attached()?, outlet.lost());
         let mut tasks = Tasks::default();
         enforcer.report(&mut tasks, &states, outlet, admin, &until)?;
         tasks.start("counters", metrics::keep(readiness, until.clone()));

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::EventFormat;
+use crate::config::{EventFormat, Granularity};
 use crate::registry::Source;
 
 /// Exit codes, stable.
@@ -98,6 +98,9 @@ pub struct Run {
     /// Listener of /metrics, /livez and /readyz [default: 127.0.0.1:9464]
     #[arg(long, env = "EGRESS_METRICS_ADDRESS", value_name = "IP:PORT")]
     pub metrics_address: Option<SocketAddr>,
+    /// What has series of its own in /metrics [default: pod]
+    #[arg(long, env = "EGRESS_METRICS_GRANULARITY", value_enum)]
+    pub metrics_granularity: Option<Granularity>,
     /// How events are written [default: ocsf]
     #[arg(long, env = "EGRESS_EVENTS_FORMAT", value_enum)]
     pub events_format: Option<EventFormat>,

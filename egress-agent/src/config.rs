@@ -110,6 +110,24 @@ const MARK_MASK: u32 = 0x3000;
 pub struct Metrics {
     /// Address and port; 127.0.0.1:9464 by default.
     pub address: Option<SocketAddr>,
+    /// What has series of its own: `pod` (default), `workload` or `namespace`.
+    pub granularity: Option<Granularity>,
+    /// Series of pods and workloads, at most; what finds no room counts as `_overflow`. 20000 by
+    /// default, at least 100.
+    pub max_series: Option<u32>,
+}
+
+/// What has series of its own.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, clap::ValueEnum)]
+#[serde(rename_all = "camelCase")]
+pub enum Granularity {
+    /// Every pod, and every workload.
+    #[default]
+    Pod,
+    /// Every workload.
+    Workload,
+    /// Every namespace: `source_workload` is empty.
+    Namespace,
 }
 
 /// Events.
@@ -283,6 +301,24 @@ impl File {
         }
         let audit = 1 << mask.trailing_zeros();
         Ok(Mark { audit, enforce: mask & !audit })
+    }
+
+    /// Series of pods and workloads, at most.
+    ///
+    /// # Errors
+    /// When so few cannot be meant.
+    pub fn max_series(&self, path: &Path) -> Result<usize, ConfigError> {
+        match self.metrics.max_series {
+            None => Ok(20_000),
+            Some(most) if most >= 100 => Ok(most as usize),
+            Some(most) => Err(ConfigError::Value {
+                path: path.to_owned(),
+                message: format!(
+                    "metrics.maxSeries: {most} leaves no room for one node's pods; write 100 or \
+                     more, or metrics.granularity: namespace"
+                ),
+            }),
+        }
     }
 
     /// The mode of pods the agent has not learned.

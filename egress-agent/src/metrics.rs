@@ -2,20 +2,22 @@
 //!
 //! Counters live in the kernel's pinned maps and are read at scrape time: there is no second
 //! bookkeeping that could drift, and a restart of the agent is no counter reset; only what dead
-//! pods leave behind is kept here (see `ledger`). Labels are closed words or names of the cluster,
+//! pods and older table layouts leave behind is kept beside them (see `ledger`). Labels are closed words or names of the cluster,
 //! never an address, a port or a host.
 
+mod admission;
 mod catalogue;
 mod collect;
 mod family;
 mod ledger;
+mod sources;
 mod standing;
 #[cfg(test)]
 mod tests;
 mod traffic;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -28,13 +30,12 @@ use tokio::sync::{Mutex, watch};
 
 use crate::agent::AgentState;
 use crate::clock::boot_clock;
-use crate::datapath::{CounterReader, DatapathError};
 use crate::events::LostEvents;
 use crate::registry::Health;
 use crate::supervise::{self, Shutdown};
 pub use catalogue::{Kind, Label, Metric, Values, reference};
-use collect::{Counted, ScrapeError};
-use ledger::Ledger;
+pub use sources::Counting;
+use sources::Sources;
 
 /// Where metrics are served unless configured otherwise: never on every interface by itself.
 const DEFAULT_ADDRESS: SocketAddr =
@@ -54,37 +55,6 @@ pub struct Readiness {
     cached: Arc<Mutex<Option<(Instant, String)>>>,
 }
 
-struct Sources {
-    states: watch::Receiver<Arc<AgentState>>,
-    reader: CounterReader,
-    lost: LostEvents,
-    ledger: std::sync::Mutex<Ledger>,
-}
-
-impl Sources {
-    /// The names as they are now, and nobody else changing them.
-    fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {
-        // A ledger somebody panicked over is at worst short of a name.
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn scrape(&self) -> Result<String, ScrapeError> {
-        let state = Arc::clone(&self.states.borrow());
-        // Held while the kernel is read: nothing is settled in between and counted twice.
-        let mut ledger = self.ledger();
-        // A pod this state is the first to name counts under its name at once.
-        ledger.learn(&state, boot_clock());
-        let counted = Counted::read(&self.reader)?;
-        collect::collect(&state, &counted, &ledger, &self.lost)
-    }
-
-    fn settle(&self) -> Result<(), DatapathError> {
-        let mut ledger = self.ledger();
-        let settled = ledger.settle(&self.reader.counters()?, boot_clock());
-        self.reader.forget(&settled)
-    }
-}
-
 impl Readiness {
     /// Not ready yet; until then `registry` says what is waited for.
     pub fn new(registry: watch::Receiver<Health>) -> Self {
@@ -95,12 +65,11 @@ impl Readiness {
     pub fn ready(
         &self,
         states: watch::Receiver<Arc<AgentState>>,
-        reader: CounterReader,
+        counting: Counting,
         lost: LostEvents,
     ) {
         // The agent says so once; a second time would change nothing.
-        let ledger = std::sync::Mutex::default();
-        let _ = self.sources.set(Sources { states, reader, lost, ledger });
+        let _ = self.sources.set(Sources { states, counting, lost });
     }
 }
 
@@ -173,7 +142,8 @@ pub async fn keep(readiness: Readiness, mut shutdown: Shutdown) -> anyhow::Resul
         let state = Arc::clone(&states.borrow_and_update());
         // The state changes with every heartbeat; who is there does not.
         if known.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &state.tables)) {
-            sources.ledger().learn(&state, boot_clock());
+            let sources = Arc::clone(&readiness.sources);
+            supervise::blocking(move || sources.get().map(Sources::learn)).await?;
             known = Some(Arc::clone(&state.tables));
         }
         tokio::select! {
