@@ -50,7 +50,13 @@ fn main() -> ExitCode {
         Command::Crd(crd) => {
             answer(definitions().and_then(|objects| manifest(crd.output, &objects)))
         }
-        Command::Rbac(rbac) => answer(manifest(rbac.output, &registry::rights())),
+        Command::Rbac(rbac) => {
+            let mut objects = registry::rights();
+            if rbac.metrics_authentication {
+                objects.extend(registry::metrics_rights());
+            }
+            answer(manifest(rbac.written.output, &objects))
+        }
         Command::MetricsDoc => answer(Ok(metrics::reference().trim_end().to_owned())),
     };
     ExitCode::from(code)

@@ -81,6 +81,11 @@ impl Cluster {
         Reporter::new(self.client.clone(), &self.node)
     }
 
+    /// Who asks the same server about tokens.
+    pub(super) fn reviewer(&self) -> Reviewer {
+        Reviewer::new(self.client.clone())
+    }
+
     /// Publishes a snapshot once everything that is asked for was listed, and another after every
     /// change, until shutdown.
     pub(super) async fn follow(self, publish: Publisher, mut shutdown: Shutdown) {
