@@ -82,8 +82,10 @@ async fn status(query: &Query) -> anyhow::Result<String> {
 
 fn uninstall(paths: &egress_agent::cli::Datapath) -> anyhow::Result<String> {
     let _lock = lock::Lock::take(&paths.run_dir)?;
+    let _pins = paths.bpffs.exists().then(|| lock::Lock::take_pins(&paths.bpffs)).transpose()?;
     let options = Options { bpffs: paths.bpffs.clone(), kernel_log: false, capacity: None };
     let removed = datapath::uninstall(&options)?;
+    metrics::forget(&paths.run_dir)?;
     Ok(format!(
         "removed {} links and {} programs and maps below {}; nothing is enforced on this node now",
         removed.links,

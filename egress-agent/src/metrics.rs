@@ -27,8 +27,9 @@ use crate::agent::AgentState;
 use crate::events::LostEvents;
 use crate::supervise::{self, Shutdown};
 pub use catalogue::{Kind, Label, Metric, Values, reference};
-pub use sources::Counting;
+pub use ledger::forget;
 use serve::Taken;
+pub use sources::Counting;
 use sources::Sources;
 
 /// Between two looks for counters of pods that are gone.

@@ -65,7 +65,9 @@ pub(super) async fn readyz(State(readiness): State<Readiness>) -> Response {
     let wait = |why: String| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     let Some(sources) = readiness.sources.get() else {
         // What it waits for has names, which are for the log.
-        return wait("waiting for the first snapshot of the registry; the log says why\n".to_owned());
+        return wait(
+            "waiting for the first snapshot of the registry; the log says why\n".to_owned(),
+        );
     };
     let state = std::sync::Arc::clone(&sources.states.borrow());
     let missing = || state.hooks.iter().filter(|hook| hook.needed && !hook.attached);

@@ -26,6 +26,7 @@ use crate::agent::AgentState;
 use crate::config::Granularity;
 use crate::datapath::Readings;
 use crate::policy::Coverage;
+pub use kept::forget;
 pub(super) use kept::{Found, Store};
 
 /// Namespace, workload and gateway of what has no name any more.

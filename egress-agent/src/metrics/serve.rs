@@ -122,15 +122,10 @@ pub async fn bind(access: &Access, reviewer: Option<Reviewer>) -> Result<Served,
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve(
-    served: Served,
-    readiness: Readiness,
-    mut shutdown: Shutdown,
-) -> io::Result<()> {
+pub async fn serve(served: Served, readiness: Readiness, mut shutdown: Shutdown) -> io::Result<()> {
     let Served { listener, certificate, gate } = served;
-    let router = Router::new()
-        .route("/metrics", get(answer))
-        .with_state(Endpoint { readiness, gate });
+    let router =
+        Router::new().route("/metrics", get(answer)).with_state(Endpoint { readiness, gate });
     let ended = async move { shutdown.requested().await };
     match certificate {
         None => axum::serve(listener, router).with_graceful_shutdown(ended).await,
@@ -181,9 +176,13 @@ pub(super) async fn scrape(readiness: &Readiness) -> Result<Taken, String> {
         let text = sources.get().map_or_else(collect::before_ready, Sources::scrape);
         let text = text.map_err(|error| error.to_string())?;
         let compressed = compress(&text).map_err(|error| error.to_string())?;
-        Ok(Taken { at: Instant::now(), text: text.into(), compressed: compressed.into() })
+        Ok::<_, String>(Taken {
+            at: Instant::now(),
+            text: text.into(),
+            compressed: compressed.into(),
+        })
     });
-    let taken: Taken = taken.await.map_err(|error| error.to_string())??;
+    let taken = taken.await.map_err(|error| error.to_string())??;
     *cached = Some(taken.clone());
     Ok(taken)
 }

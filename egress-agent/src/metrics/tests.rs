@@ -7,7 +7,12 @@ use egress_common::redirect::{RedirectKey, RedirectTo};
 use egress_common::state::{Capture, Counter, CounterKey, Direction, Pod, loss};
 use egress_common::{Mode, Reason, Verdict};
 
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+
 use super::collect::{before_ready, collect};
+use super::health::{livez, readyz};
 use super::ledger::Ledger;
 use super::*;
 use crate::config::Granularity;
@@ -413,7 +418,7 @@ async fn status_of(response: Response) -> (StatusCode, String) {
 
 #[tokio::test]
 async fn probes_before_the_first_snapshot_are_alive_and_not_ready() {
-    let readiness = Readiness::new(watch::channel(Health::default()).1);
+    let readiness = Readiness::default();
     assert_eq!(status_of(livez(State(readiness.clone())).await).await.0, StatusCode::OK);
     let (status, why) = status_of(readyz(State(readiness)).await).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);

@@ -26,6 +26,7 @@ mod demand;
 mod pace;
 pub(super) mod report;
 mod resource;
+pub(super) mod review;
 pub(super) mod role;
 mod stores;
 mod stream;
@@ -39,6 +40,7 @@ use demand::Watch;
 use pace::Pace;
 use report::Reporter;
 use resource::{Known, Served, discover};
+use review::Reviewer;
 use stores::{Input, Stores};
 use trouble::Trouble;
 

@@ -43,6 +43,17 @@ pub(in crate::metrics) struct Store {
     boot: String,
 }
 
+/// Removes the file: the counters that it goes with are gone.
+///
+/// # Errors
+/// When it is there and cannot be removed.
+pub fn forget(run_dir: &Path) -> io::Result<()> {
+    match fs::remove_file(run_dir.join(FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// What was found there.
 pub(in crate::metrics) enum Found {
     /// Nothing, or the ledger of another boot.

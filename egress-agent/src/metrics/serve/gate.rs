@@ -96,11 +96,10 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 fn refusal(review: Review) -> Response {
     match review {
-        Review::Forbidden => (
-            StatusCode::FORBIDDEN,
-            "this account may not get the nonResourceURL /metrics\n",
-        )
-            .into_response(),
+        Review::Forbidden => {
+            (StatusCode::FORBIDDEN, "this account may not get the nonResourceURL /metrics\n")
+                .into_response()
+        }
         Review::Unknown | Review::Allowed => (
             StatusCode::UNAUTHORIZED,
             [(header::WWW_AUTHENTICATE, "Bearer")],

@@ -68,7 +68,10 @@ impl Certificate {
                         current.key = Arc::new(key);
                     }
                     Err(error) => {
-                        tracing::warn!(error, "certificate of metrics unusable; the last one stays");
+                        tracing::warn!(
+                            error,
+                            "certificate of metrics unusable; the last one stays"
+                        );
                     }
                 }
             }

@@ -1,5 +1,7 @@
 //! Asking the API server who somebody is, and what they may.
 
+use std::time::Duration;
+
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{
     NonResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
@@ -7,8 +9,6 @@ use k8s_openapi::api::authorization::v1::{
 use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::Value;
-
-use std::time::Duration;
 
 /// An answer that takes longer is none.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -42,12 +42,16 @@ impl Reviewer {
         let Ok(answer) = asked else {
             return Err(format!("no answer within {} s", PATIENCE.as_secs()));
         };
-        answer.map_err(|error| match &error {
-            kube::Error::Api(status) if status.code == 403 => format!(
-                "{}; grant it with `egress-agent rbac --metrics-authentication`",
-                status.message
-            ),
-            error => error.to_string(),
+        answer.map_err(|error| {
+            if let kube::Error::Api(status) = &error
+                && status.code == 403
+            {
+                let message = &status.message;
+                return format!(
+                    "{message}; grant it with `egress-agent rbac --metrics-authentication`"
+                );
+            }
+            error.to_string()
         })
     }
 
@@ -82,9 +86,7 @@ impl Reviewer {
 
 /// The rights to ask, and those of whoever is to be let in, as rules.
 pub(super) fn rules() -> [Vec<Value>; 2] {
-    let create = |group: &str, resource: &str| {
-        serde_json::json!({ "apiGroups": [group], "resources": [resource], "verbs": ["create"] })
-    };
+    let create = |group: &str, resource: &str| serde_json::json!({ "apiGroups": [group], "resources": [resource], "verbs": ["create"] });
     [
         vec![
             create("authentication.k8s.io", "tokenreviews"),
