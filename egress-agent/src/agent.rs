@@ -1,5 +1,6 @@
 //! The only place that knows everybody: registry in, kernel out, and what is told about it.
 
+mod ending;
 mod inputs;
 mod lease;
 mod propagation;
@@ -14,80 +15,25 @@ use std::time::Duration;
 use egress_common::state::Pod as KernelPod;
 use tokio::sync::{Notify, watch};
 
-use crate::cli::{Run, exit};
+use crate::cli::Run;
 use crate::clock::{BootEpoch, boot_clock};
-use crate::config::{ConfigError, File};
-use crate::datapath::{
-    Applied, Attached, Check, CheckStatus, DatapathError, Loaded, Options, preflight,
-};
+use crate::config::File;
+use crate::datapath::{Applied, Attached, DatapathError, Loaded, Options};
+use crate::doctor::{self, Check, CheckStatus};
 use crate::identity::cgroup::Kubepods;
 use crate::identity::{cgroup, link, uplink};
-use crate::lock::{Lock, LockError};
-use crate::metrics::serve::{Access, AccessError};
-use crate::policy::{RejectionCount, Snapshot};
-use crate::registry::{Published, Registry, RegistryError, report_changes};
+use crate::lock::Lock;
+use crate::metrics::serve::Access;
+use crate::policy::{Mark, RejectionCount, Snapshot};
+use crate::registry::{Published, Registry, report_changes};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, registry};
 
+pub use ending::{RunError, causes};
 use inputs::{Inputs, View};
 use lease::{BEAT, first_snapshot};
 pub use propagation::Propagation;
 pub use state::{AgentState, Known};
-
-/// Why the agent ended.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The configuration was refused.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The registry that was named cannot be followed.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// Metrics cannot be served as asked.
-    #[error(transparent)]
-    Access(#[from] AccessError),
-    /// Another agent runs here.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// The node cannot enforce.
-    #[error("this node cannot enforce:{}", list(.0))]
-    Preflight(Vec<Check>),
-    /// Anything else.
-    #[error("{}", causes(.0))]
-    Failed(#[from] anyhow::Error),
-}
-
-/// An error with its causes, each said once: most of ours name their cause themselves.
-pub fn causes(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if text.is_empty() {
-            text = cause;
-        } else if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
-}
-
-fn list(checks: &[Check]) -> String {
-    let failed = checks.iter().filter(|check| check.status == CheckStatus::Fail);
-    failed.map(|check| format!("\n  {}: {}: {}", check.name, check.detail, check.remedy)).collect()
-}
-
-impl RunError {
-    /// The documented exit code.
-    pub const fn exit_code(&self) -> u8 {
-        match self {
-            Self::Config(_) | Self::Registry(_) => exit::USAGE,
-            Self::Access(AccessError::Bind { .. }) => exit::FAILED,
-            Self::Access(_) => exit::USAGE,
-            Self::Lock(LockError::Held { .. }) => exit::LOCKED,
-            Self::Preflight(_) => exit::CANNOT_ENFORCE,
-            Self::Lock(LockError::Unusable { .. }) | Self::Failed(_) => exit::FAILED,
-        }
-    }
-}
 
 /// Runs until stopped. Enforcement outlives it.
 ///
@@ -111,10 +57,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         kernel_log: arguments.kernel_log,
         capacity: arguments.table_size,
     };
-    let checks = preflight(&options, arguments.cgroup_root.as_deref());
-    if checks.iter().any(|check| check.status == CheckStatus::Fail) {
-        return Err(RunError::Preflight(checks));
-    }
+    preflight(&options, arguments, mark)?;
     let _pins = Lock::take_pins(&options.bpffs)?;
     let kubepods = Kubepods::find(arguments.cgroup_root.as_deref()).map_err(anyhow::Error::from)?;
     let own = kubepods.own().map_err(anyhow::Error::from)?;
@@ -188,6 +131,21 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     };
     tasks.start("agent", main);
     tasks.run(trigger).await.map_err(RunError::Failed)
+}
+
+/// Makes the checks of the start; what only weakens is logged.
+fn preflight(options: &Options, arguments: &Run, mark: Mark) -> Result<(), RunError> {
+    let (run_dir, cgroup_root) = (&arguments.datapath.run_dir, arguments.cgroup_root.as_deref());
+    let mark = mark.audit | mark.enforce;
+    let checks = doctor::preflight(&doctor::Node { options, run_dir, cgroup_root, mark });
+    for check in checks.iter().filter(|check| check.status == CheckStatus::Warn) {
+        let Check { name, detail, remedy, .. } = check;
+        tracing::warn!(check = name, detail, remedy, "this node is weaker than it could be");
+    }
+    if checks.iter().any(|check| check.status == CheckStatus::Fail) {
+        return Err(RunError::Preflight(checks));
+    }
+    Ok(())
 }
 
 /// Who may read metrics, and where.
