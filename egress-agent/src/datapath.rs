@@ -13,7 +13,7 @@ mod diff;
 mod hooks;
 mod load;
 mod maps;
-mod preflight;
+pub mod probe;
 mod schema;
 mod sys;
 mod uninstall;
@@ -21,11 +21,10 @@ mod uninstall;
 use std::path::{Path, PathBuf};
 
 pub use attach::{Applied, Attached};
-pub use counters::{CounterReader, EventRing};
+pub use counters::{CounterReader, EventRing, Readings};
 pub use diff::{Capacities, Plan, REDIRECTS, Refused, diff};
 pub use hooks::{HookStatus, families};
 pub use load::{Loaded, Logger, hook_names, map_names};
-pub use preflight::{Check, CheckStatus, preflight};
 pub use sys::SysError;
 pub use uninstall::{Removed, uninstall};
 

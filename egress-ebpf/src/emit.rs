@@ -9,11 +9,11 @@ use egress_common::event::Event;
 use egress_common::key::{GatewayId, PodId};
 use egress_common::packet::{Hook, Packet, Shape};
 use egress_common::state::{
-    Config, Counter, CounterKey, Direction, Pod, SUPPRESS_NS, Seen, SeenKey, loss,
+    Config, Counter, CounterKey, Direction, Exposed, Pod, SUPPRESS_NS, Seen, SeenKey, loss,
 };
 use egress_common::{Reason, Ruling, Subject, Verdict};
 
-use crate::maps::{COUNTERS, EVENTS, NODE_COUNTERS, SEEN, lost};
+use crate::maps::{COUNTERS, EVENTS, EXPOSED, NODE_COUNTERS, SEEN, lost};
 
 /// Everything one decision is told with.
 pub(crate) struct Told<'a> {
@@ -31,8 +31,42 @@ pub(crate) struct Told<'a> {
     pub len: u32,
     /// Interface, zero for a socket call.
     pub ifindex: u32,
-    /// Uid of the packet's socket, where the hook has no process.
-    pub socket_uid: u32,
+}
+
+/// Who acted, as an event tells it.
+pub(crate) struct Actor {
+    /// Zero where the hook knows no process.
+    pid: u32,
+    /// The process's, or the packet's socket's; `u32::MAX` for nobody's.
+    uid: u32,
+    comm: [u8; 16],
+}
+
+impl Actor {
+    /// The process that makes a socket call. Before Linux 6.10 programs for packets do not load
+    /// with these helpers, called or not.
+    #[inline(always)]
+    pub(crate) fn process() -> Self {
+        Self {
+            pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+            uid: bpf_get_current_uid_gid() as u32,
+            comm: bpf_get_current_comm().unwrap_or([0; 16]),
+        }
+    }
+
+    /// The owner of a packet's socket.
+    #[inline(always)]
+    pub(crate) const fn socket(uid: u32) -> Self {
+        Self { pid: 0, uid, comm: [0; 16] }
+    }
+}
+
+impl Told<'_> {
+    /// Whom it is counted and told of: pods that are not learned are one.
+    #[inline(always)]
+    const fn pod(&self) -> PodId {
+        if self.who.unknown { PodId::UNKNOWN } else { self.who.pod }
+    }
 }
 
 /// Whether this hook has the last word.
@@ -55,19 +89,34 @@ fn final_here(told: &Told<'_>) -> bool {
     }
 }
 
-/// Counts the decision and, where it denies, sends an event.
+/// Counts the decision and, where it denies, sends an event, which alone asks for the actor.
 #[inline(always)]
-pub(crate) fn tell(config: &Config, told: &Told<'_>) {
+pub(crate) fn tell(config: &Config, told: &Told<'_>, actor: impl FnOnce() -> Actor) {
     let counted = final_here(told);
     if counted {
         let connections = u64::from(told.packet.counts_as_connection());
         let amount = Counter { connections, packets: 1, bytes: u64::from(told.len) };
-        count(told.who.pod, told.ruling, told.verdict, Direction::Tx, &amount);
+        count(told.pod(), told.ruling, told.verdict, Direction::Tx, &amount);
     }
     // Every kernel sends listener reports when an interface comes up: counted, and no news.
     let news = !matches!(told.packet.shape, Shape::Listener);
     if !matches!(told.verdict, Verdict::Allow) && news {
-        event(config, told, counted);
+        event(config, told, counted, actor);
+    }
+}
+
+/// Counts what passes of a pod that is not wholly covered, under its cgroup or its interface.
+#[inline(always)]
+pub(crate) fn expose(whose: PodId, now: u64) {
+    if let Some(exposed) = EXPOSED.get_ptr_mut(whose) {
+        // SAFETY: a pointer to this CPU's slot of a per-CPU map; a CPU that has counted nothing yet
+        // holds zeroes.
+        let exposed = unsafe { &mut *exposed };
+        exposed.packets += 1;
+        exposed.first = if exposed.first == 0 { now } else { exposed.first };
+        exposed.last = now;
+    } else if EXPOSED.insert(whose, Exposed { packets: 1, first: now, last: now }, 0).is_err() {
+        lost(loss::EXPOSED, 1);
     }
 }
 
@@ -112,7 +161,7 @@ fn add(counter: *mut Counter, amount: &Counter) {
 #[inline(always)]
 fn first_in_window(told: &Told<'_>) -> Option<u64> {
     let key = SeenKey {
-        pod: told.who.pod,
+        pod: told.pod(),
         dst: told.packet.dst,
         port: told.packet.dst_port.to_be_bytes(),
         protocol: told.packet.protocol,
@@ -139,7 +188,7 @@ fn first_in_window(told: &Told<'_>) -> Option<u64> {
 }
 
 #[inline(always)]
-fn event(config: &Config, told: &Told<'_>, counted: bool) {
+fn event(config: &Config, told: &Told<'_>, counted: bool, actor: impl FnOnce() -> Actor) {
     let Some(suppressed) = first_in_window(told) else {
         return;
     };
@@ -148,15 +197,10 @@ fn event(config: &Config, told: &Told<'_>, counted: bool) {
         return;
     };
     let packet = told.packet;
-    let (pid, uid, comm) = if packet.hook.is_socket() {
-        let comm = bpf_get_current_comm().unwrap_or([0; 16]);
-        ((bpf_get_current_pid_tgid() >> 32) as u32, bpf_get_current_uid_gid() as u32, comm)
-    } else {
-        (0, told.socket_uid, [0; 16])
-    };
+    let Actor { pid, uid, comm } = actor();
     entry.write(Event {
         time: told.now,
-        pod: told.who.pod,
+        pod: told.pod(),
         suppressed,
         policy: told.who.policy,
         gateway: told.ruling.gateway,

@@ -25,7 +25,7 @@ pub const CGROUP_SKB: u32 = 8;
 
 const BPF_F_BEFORE: u32 = 1 << 3;
 
-/// Loads a program.
+/// Loads a program, under the name `egress_crowd`.
 ///
 /// # Errors
 /// When the verifier refuses it.
@@ -36,7 +36,9 @@ pub fn load(kind: u32, code: &[u64]) -> Result<OwnedFd> {
         instructions: u32,
         code: u64,
         license: u64,
-        rest: [u64; 4],
+        log: [u64; 2],
+        version: u64,
+        name: [u8; 16],
     }
     let license = c"GPL";
     let mut attr = Attr {
@@ -44,7 +46,9 @@ pub fn load(kind: u32, code: &[u64]) -> Result<OwnedFd> {
         instructions: code.len() as u32,
         code: code.as_ptr() as u64,
         license: license.as_ptr() as u64,
-        rest: [0; 4],
+        log: [0; 2],
+        version: 0,
+        name: *b"egress_crowd\0\0\0\0",
     };
     open(bpf_cmd::BPF_PROG_LOAD, &mut attr).context("load a program")
 }

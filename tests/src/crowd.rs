@@ -42,3 +42,17 @@ impl Crowd {
         })
     }
 }
+
+/// A program that lets everything pass, at the head of an interface's ingress chain until it is
+/// dropped.
+///
+/// # Errors
+/// As [`Crowd::fill`].
+pub fn prepend(netns: &Netns, interface: &str) -> Result<OwnedFd> {
+    netns.run(|| {
+        let index = nix::net::if_::if_nametoindex(interface).context("find the interface")?;
+        let program = bpf::load(bpf::SCHED_CLS, &bpf::NEXT)?;
+        let link = bpf::link(&program, index, bpf_attach_type::BPF_TCX_INGRESS, true);
+        link.context("attach ahead of others")
+    })
+}

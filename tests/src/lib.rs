@@ -14,6 +14,7 @@ pub mod agent;
 pub mod attempt;
 pub mod bpf;
 pub mod cgroup;
+pub mod confine;
 pub mod control_plane;
 pub mod crowd;
 pub mod dial;

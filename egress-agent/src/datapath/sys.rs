@@ -1,9 +1,11 @@
 //! Raw `bpf(2)` for what aya 0.14 does not do: cgroup and tcx links by descriptor, live
 //! replacement with the expected old program, and what a link says of itself.
 //!
-//! The only file of the agent with `unsafe`. Each wrapper is one command; errors carry the
+//! With `probe` below it the only file of the agent with `unsafe`. Each wrapper is one command; errors carry the
 //! command, the object and the kernel's answer.
 #![expect(unsafe_code, reason = "the one place where the agent talks to bpf(2) itself")]
+
+pub(super) mod probe;
 
 use std::ffi::CString;
 use std::io;
@@ -186,50 +188,6 @@ pub(super) fn link_info(link: BorrowedFd<'_>, what: &str) -> Result<LinkInfo, Sy
     Ok(LinkInfo { program: info.program, target: u64::from(low) | (u64::from(high) << 32) })
 }
 
-/// `BPF_PROG_QUERY`: ids of the programs at an attach point, in the order they run. Linux 4.15 for
-/// cgroups, 6.6 for interfaces.
-pub(super) fn programs_at(
-    target: Target<'_>,
-    attach: bpf_attach_type,
-    what: &str,
-) -> Result<Vec<u32>, SysError> {
-    #[repr(C)]
-    struct Attr {
-        target: u32,
-        attach: u32,
-        query: u32,
-        flags: u32,
-        ids: u64,
-        count: u32,
-        pad: u32,
-        attach_flags: u64,
-        link_ids: u64,
-        link_attach_flags: u64,
-        revision: u64,
-    }
-    // A tcx chain holds 64 programs, a cgroup's hook as many (BPF_MPROG_MAX, BPF_CGROUP_MAX_PROGS).
-    let mut ids = [0u32; 64];
-    let target = match target {
-        Target::Cgroup { directory, .. } => directory.as_raw_fd().cast_unsigned(),
-        Target::Interface(index) => index,
-    };
-    let mut attr = Attr {
-        target,
-        attach: attach as u32,
-        query: 0,
-        flags: 0,
-        ids: ids.as_mut_ptr() as u64,
-        count: ids.len() as u32,
-        pad: 0,
-        attach_flags: 0,
-        link_ids: 0,
-        link_attach_flags: 0,
-        revision: 0,
-    };
-    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr, || what.to_owned())?;
-    Ok(ids.into_iter().take(attr.count as usize).collect())
-}
-
 /// Counts the entries of a hash map, at most `limit` (`BPF_MAP_GET_NEXT_KEY`).
 pub(super) fn entries(map: BorrowedFd<'_>, key_size: u32, limit: usize, what: &str) -> usize {
     #[repr(C)]
@@ -295,6 +253,8 @@ const fn name(command: bpf_cmd) -> &'static str {
         bpf_cmd::BPF_LINK_DETACH => "BPF_LINK_DETACH",
         bpf_cmd::BPF_PROG_QUERY => "BPF_PROG_QUERY",
         bpf_cmd::BPF_OBJ_GET_INFO_BY_FD => "BPF_OBJ_GET_INFO_BY_FD",
+        bpf_cmd::BPF_MAP_CREATE => "BPF_MAP_CREATE",
+        bpf_cmd::BPF_PROG_LOAD => "BPF_PROG_LOAD",
         _ => "bpf",
     }
 }

@@ -97,7 +97,7 @@ impl Links {
         match self.chain {
             Chain::Tcx => {
                 let target = sys::Target::Interface(ifindex);
-                let chain = sys::programs_at(target, hook.attach, hook.name)?;
+                let chain = sys::probe::query(target, hook.attach, hook.name)?.programs;
                 let own = chain.iter().position(|program| self.is_ours(hook, *program));
                 Ok(own.unwrap_or(chain.len()))
             }
