@@ -87,8 +87,13 @@ impl Pace {
     /// From here on a duration is one of days.
     const DAY: u64 = 86_400;
 
-    /// Durations below a day divided by `minutes`, others by `days`; none gets shorter than a
-    /// second.
+    /// The shortest duration that some scrapes fit into, seconds.
+    const SHORTEST: u64 = 3;
+    /// What the agent renews every few seconds is not old before this, seconds.
+    const YOUNG: u64 = 6;
+
+    /// Durations below a day divided by `minutes`, others by `days`; none gets shorter than three
+    /// seconds. A thing that happens at a rate happens as much faster.
     pub const fn divided(minutes: u64, days: u64) -> Self {
         Self { minutes, days }
     }
@@ -96,14 +101,25 @@ impl Pace {
     /// A duration at this pace, seconds.
     pub fn seconds(self, duration: u64) -> u64 {
         let divisor = if duration < Self::DAY { self.minutes } else { self.days };
-        if duration == 0 { 0 } else { (duration / divisor.max(1)).max(1) }
+        if duration == 0 { 0 } else { (duration / divisor.max(1)).max(Self::SHORTEST) }
+    }
+
+    /// An age at this pace, seconds.
+    pub fn age(self, seconds: u64) -> u64 {
+        self.seconds(seconds).max(Self::YOUNG)
+    }
+
+    /// So many a second, at this pace.
+    pub const fn rate(self, a_second: u64) -> u64 {
+        a_second * self.minutes
     }
 
     /// The same as rules write it.
     pub fn span(self, duration: u64) -> String {
         let seconds = self.seconds(duration);
         let units = [(Self::DAY, "d"), (3600, "h"), (60, "m")];
-        let unit = units.into_iter().find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit));
+        let unit =
+            units.into_iter().find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit));
         let (unit, word) = unit.unwrap_or((1, "s"));
         format!("{}{word}", seconds / unit)
     }

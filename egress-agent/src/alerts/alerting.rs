@@ -30,6 +30,7 @@ fn traffic(pace: Pace) -> Vec<Alert> {
     let (surging, denied) =
         ("egress:namespace_external_bytes:rate5m", "egress:namespace_denied_packets:rate5m");
     let (day, settled) = (pace.span(SURGE_BASELINE), pace.span(SURGE_SETTLED));
+    let floor = pace.rate(RISING_FLOOR);
     let (hour, apart) = (pace.span(RISING_BASELINE), pace.span(RISING_SETTLED));
     vec![
         Alert {
@@ -68,7 +69,7 @@ fn traffic(pace: Pace) -> Vec<Alert> {
             severity: Severity::Warning,
             hold: RISING_FOR,
             expr: format!(
-                "{denied} > {RISING_FLOOR}\nand\n{denied} > {RISING_TIMES} * (\n  \
+                "{denied} > {floor}\nand\n{denied} > {RISING_TIMES} * (\n  \
                  avg_over_time({denied}[{hour}] offset {apart}) or {denied} * 0\n)"
             ),
             summary: "Denied packets of namespace {{ $labels.source_namespace }} are rising",
@@ -129,7 +130,7 @@ fn coverage(pace: Pace) -> Vec<Alert> {
 
 /// Whether the agents do their work.
 fn agent(pace: Pace) -> Vec<Alert> {
-    let (stale, hung) = (pace.seconds(STALE_AFTER), pace.seconds(HUNG_AFTER));
+    let (stale, hung) = (pace.age(STALE_AFTER), pace.age(HUNG_AFTER));
     let (synced, lease) = (Metric::RegistryLastSync.name(), Metric::LeaseAge.name());
     let (entries, capacity) = (Metric::MapEntries.name(), Metric::MapCapacity.name());
     let (lost, problems) = (Metric::EventsLost.name(), Metric::RegistryProblems.name());

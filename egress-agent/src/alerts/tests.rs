@@ -20,7 +20,7 @@ fn the_generated_rules_are_those_of_the_code() {
 fn a_pace_divides_and_never_reaches_zero() {
     let pace = Pace::divided(100, 100_000);
     assert_eq!(pace.seconds(900), 9);
-    assert_eq!(pace.seconds(60), 1);
+    assert_eq!((pace.seconds(60), pace.age(60), pace.rate(1)), (3, 6, 100));
     assert_eq!(pace.seconds(0), 0);
     assert_eq!(pace.seconds(14 * 86_400), 12);
     assert_eq!(Pace::REAL.span(900), "15m");
