@@ -77,7 +77,7 @@ impl Prometheus {
             .arg(format!("--storage.tsdb.path={}", path("data")))
             .arg(format!("--web.listen-address={ADDRESS}"))
             // As long as some scrapes, so that what has ended is not remembered.
-            .arg("--query.lookback-delta=3s")
+            .arg("--query.lookback-delta=4s")
             .stdout(lab.log("prometheus.out")?)
             .stderr(lab.log("prometheus")?);
         let mut process = Process::start(command, "prometheus")?;

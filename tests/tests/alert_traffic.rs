@@ -143,11 +143,17 @@ fn alerts_about_traffic_fire_for_their_cause_and_for_nothing_else() -> Result<()
     )?;
 
     small.fill()?;
+    let mut port = 1000;
     watch.cause(
         "the disk of the events is full",
         "EgressEventsLost",
-        &["EgressBypassAttempt"],
-        attempt,
+        &[],
+        |s| {
+            // Each port is an event of its own, and none is a bypass.
+            port += 1;
+            let wrong = to(pod(GATEWAY.host).v4, port);
+            s.lab.attempt(&s.lab.cart.place(), &["tcp", &wrong]).map(drop)
+        },
         |_| small.empty(),
     )?;
 
@@ -162,10 +168,15 @@ fn no_panel_is_without_data_under_traffic() -> Result<()> {
     let prometheus = Prometheus::start(lab, &alerts::plain(PACE))?;
     let endpoint = to(pod(GATEWAY.host).v4, 8443);
     let _open = scenario.server(&lab.gateway.place(), "tcp", 8443)?;
-    let mut missing = Vec::new();
+    let policy = fs::read_to_string(lab.file("registry/policy.yaml"))?;
+    let (mut rate, mut missing) = (1000, Vec::new());
     let produced = wait_until("every panel has data", Duration::from_secs(60), || {
         lab.attempt(&lab.cart.place(), &["tcp", &to(STRIPE.v4, 9000)])?;
         lab.attempt(&lab.cart.place(), &["talk", "blocking", &endpoint, "--bytes", "100000"])?;
+        // A change of the policy, so that there is a time to the kernel.
+        rate += 1;
+        let limit = format!("  rateLimit: {{connectionsPerSecond: {rate}}}\n");
+        fs::write(lab.file("registry/policy.yaml"), format!("{policy}{limit}"))?;
         missing.clear();
         for (name, dashboard) in dashboards::all()? {
             for panel in dashboards::panels(&dashboard) {

@@ -64,3 +64,5 @@ pub const DNS_WINDOW: u64 = 600;
 
 /// How far back the auditor asks.
 pub const AUDITED: u64 = 30 * 86_400;
+/// How often the answer is renewed: Prometheus shows nothing that is older than five minutes.
+pub const AUDITED_EVERY: u64 = 240;

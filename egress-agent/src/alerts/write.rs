@@ -3,7 +3,7 @@
 //! Written by hand rather than by a YAML library: expressions are blocks that people can read.
 
 use super::recording::{audited, classes, cross_check, shared};
-use super::thresholds::{AUDIT_STEP, STEP};
+use super::thresholds::{AUDITED_EVERY, STEP};
 use super::{Alert, Pace, RUNBOOKS, Recording, alerts};
 
 const HEAD: &str = "# Made from egress-agent/src/alerts by `cargo xtask generate`.\n";
@@ -29,8 +29,8 @@ fn groups(pace: Pace) -> String {
     group(&mut text, "egress-enforcer", None, &shared(pace), &alerts(pace));
     let step = Some(pace.span(STEP));
     group(&mut text, "egress-enforcer-classes", step, &classes(pace), &[]);
-    let hour = Some(pace.span(AUDIT_STEP));
-    group(&mut text, "egress-enforcer-audit", hour, &audited(pace), &[]);
+    let every = Some(pace.span(AUDITED_EVERY));
+    group(&mut text, "egress-enforcer-audit", every, &audited(pace), &[]);
     group(&mut text, "egress-enforcer-istio", None, &cross_check(pace), &[]);
     text
 }
