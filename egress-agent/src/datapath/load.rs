@@ -9,7 +9,7 @@ use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_attach_type;
 
 use super::maps::Maps;
-use super::{DatapathError, EventRing, Options, make_dir, object, sys};
+use super::{Capacities, DatapathError, EventRing, Options, make_dir, object, sys};
 use crate::policy::{OwnPod, Tables};
 
 /// One kernel program and where it goes.
@@ -85,7 +85,7 @@ pub fn map_names() -> Vec<&'static str> {
 }
 
 /// Maps whose size [`Options::capacity`] overrides.
-const SIZED: [&str; 3] = ["EXACT", "ADDRESSES", "RANGES"];
+const SIZED: [&str; 4] = ["EXACT", "ADDRESSES", "RANGES", "REDIRECTS"];
 
 /// A loaded program.
 pub(super) struct Program {
@@ -177,6 +177,19 @@ impl Loaded {
         own.map_or(Ok(()), |own| self.maps.put_pod(own.cgroup, own.entry()))
     }
 
+    /// Stamps the heartbeat, on which the lease of what an earlier agent attached depends.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn beat(&mut self) -> Result<(), DatapathError> {
+        self.maps.beat(crate::clock::boot_clock())
+    }
+
+    /// Sizes of the kernel's tables.
+    pub const fn capacities(&self) -> &Capacities {
+        self.maps.capacities()
+    }
+
     /// Reads the kernel's tables as an earlier agent left them.
     ///
     /// # Errors
@@ -186,7 +199,7 @@ impl Loaded {
     }
 }
 
-fn load_error<E>(what: &str, source: E) -> DatapathError
+pub(super) fn load_error<E>(what: &str, source: E) -> DatapathError
 where
     E: std::error::Error + Send + Sync + 'static,
 {
@@ -194,11 +207,11 @@ where
 }
 
 /// The kernel's first word on a program it refused; the verifier's log is for nobody's status.
-fn causes(error: &DatapathError) -> String {
+pub(super) fn causes(error: &DatapathError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<Program, DatapathError> {
+pub(super) fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<Program, DatapathError> {
     let name = hook.name;
     let program = ebpf
         .program_mut(name)
@@ -221,7 +234,7 @@ fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<Program, DatapathError> {
 }
 
 /// aya 0.14 hands out whatever a pin holds; a map of another shape would be read past its end.
-fn verify_pinned(options: &Options) -> Result<(), DatapathError> {
+pub(super) fn verify_pinned(options: &Options) -> Result<(), DatapathError> {
     let parsed = aya_obj::Object::parse(object()).map_err(|source| load_error("object", source))?;
     for map in PINNED {
         let path = options.map_pin(map);
