@@ -1,11 +1,10 @@
 //! The alerts.
 
-use super::recording::grown;
 use super::thresholds::{
-    AUDIT_FOR, AUDIT_STEP, DNS_WINDOW, DOWN_FOR, EMPTY_FOR, EXPIRING_WITHIN, FULL_FOR,
-    FULL_PERCENT, HUNG_AFTER, LOST_WINDOW, RISING_BASELINE, RISING_FLOOR, RISING_FOR,
-    RISING_SETTLED, RISING_TIMES, STALE_AFTER, SURGE_BASELINE, SURGE_FLOOR, SURGE_FOR,
-    SURGE_SETTLED, SURGE_TIMES, SUSTAINED_FOR, SUSTAINED_PACKETS, UNCOVERED_FOR, UNVERIFIED_FOR,
+    AUDIT_FOR, AUDIT_STEP, DOWN_FOR, EMPTY_FOR, EXPIRING_WITHIN, FULL_FOR, FULL_PERCENT,
+    HUNG_AFTER, LOST_WINDOW, RISING_BASELINE, RISING_FLOOR, RISING_FOR, RISING_SETTLED,
+    RISING_TIMES, STALE_AFTER, SURGE_BASELINE, SURGE_FLOOR, SURGE_FOR, SURGE_SETTLED, SURGE_TIMES,
+    SUSTAINED_FOR, SUSTAINED_PACKETS, UNCOVERED_FOR,
 };
 use super::{Alert, DestinationClass, JOB, Pace, Severity};
 use crate::metrics::Metric;
@@ -16,7 +15,6 @@ pub fn alerts(pace: Pace) -> Vec<Alert> {
     alerts.extend(coverage(pace));
     alerts.extend(agent(pace));
     alerts.extend(exceptions(pace));
-    alerts.extend(names(pace));
     for alert in &mut alerts {
         alert.hold = pace.seconds(alert.hold);
     }
@@ -117,14 +115,6 @@ fn coverage(pace: Pace) -> Vec<Alert> {
             summary: "Policy {{ $labels.policy }} has been in audit for two weeks",
             description: "Policy {{ $labels.policy }} has governed at least {{ $value }} pods in mode audit for 14 days: what they send past the gateway is reported and not stopped.",
         },
-        Alert {
-            name: "EgressAttachNotVerified",
-            severity: Severity::Critical,
-            hold: UNVERIFIED_FOR,
-            expr: "egress_enforcement_verified == 0".to_owned(),
-            summary: "Hook {{ $labels.hook }} on {{ $labels.instance }} is not where it should be",
-            description: "Somewhere on {{ $labels.instance }} the program of hook {{ $labels.hook }} ({{ $labels.family }}) is missing, is not this agent's, or is not the first, and the agent could not repair it: traffic may pass unjudged.",
-        },
     ]
 }
 
@@ -194,32 +184,6 @@ fn exceptions(pace: Pace) -> Vec<Alert> {
             expr: format!("{left} > 0 and {left} < {within}"),
             summary: "Exception {{ $labels.exception }} ends in {{ $value | humanizeDuration }}",
             description: "What EgressException {{ $labels.exception }} lets past the gateway is denied again in {{ $value | humanizeDuration }}. Extend it if it is still needed, or tell who uses it.",
-        },
-    ]
-}
-
-/// What resolvers answered.
-fn names(pace: Pace) -> Vec<Alert> {
-    let seen = |metric: &str| {
-        let grown = grown(metric, "", DNS_WINDOW, pace);
-        format!("sum by (source_namespace, source_workload) (\n{grown}) > 0")
-    };
-    vec![
-        Alert {
-            name: "EgressDnsRebinding",
-            severity: Severity::Critical,
-            hold: 0,
-            expr: seen("egress_dns_rebinding_total"),
-            summary: "An external name answered {{ $labels.source_namespace }}/{{ $labels.source_workload }} with an internal address",
-            description: "Workload {{ $labels.source_workload }} in namespace {{ $labels.source_namespace }} got {{ printf \"%.0f\" $value }} answers in 10 minutes in which an external name has the address of the cluster, a node, loopback or the metadata service.",
-        },
-        Alert {
-            name: "EgressDnsDrift",
-            severity: Severity::Warning,
-            hold: 0,
-            expr: seen("egress_dns_drift_total"),
-            summary: "A registered host answered {{ $labels.source_namespace }}/{{ $labels.source_workload }} with an address it never had",
-            description: "Workload {{ $labels.source_workload }} in namespace {{ $labels.source_namespace }} got {{ printf \"%.0f\" $value }} answers in 10 minutes in which the host of a ServiceEntry has an address outside its history and its list.",
         },
     ]
 }

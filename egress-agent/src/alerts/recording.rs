@@ -132,7 +132,7 @@ pub fn recordings(pace: Pace) -> Vec<Recording> {
 
 /// How much each series of a counter grew. A series that was born within the window grew by all it
 /// has, which `increase` does not know, unless the agent itself was not scraped before.
-pub(super) fn grown(metric: &str, matcher: &str, window: u64, pace: Pace) -> String {
+fn grown(metric: &str, matcher: &str, window: u64, pace: Pace) -> String {
     let window = pace.span(window);
     let selector =
         if matcher.is_empty() { metric.to_owned() } else { format!("{metric}{{{matcher}}}") };

@@ -55,12 +55,8 @@ pub const LOST_WINDOW: u64 = 600;
 pub const FULL_PERCENT: u64 = 80;
 /// Policies come and go; a table that stays this full will be full.
 pub const FULL_FOR: u64 = 600;
-/// An interface that appears is attached within a second, and a repair takes as long.
-pub const UNVERIFIED_FOR: u64 = 120;
 /// Time to extend an exception that is still needed, or to warn who uses it.
 pub const EXPIRING_WITHIN: u64 = 3600;
-/// Over which answers of resolvers are looked at.
-pub const DNS_WINDOW: u64 = 600;
 
 /// How far back the auditor asks.
 pub const AUDITED: u64 = 30 * 86_400;
