@@ -215,7 +215,15 @@ impl ExprVisitor for Reads {
                 let on = modifier.matching.iter().flat_map(|on| on.labels().labels.clone());
                 self.grouped.extend(on);
             }
-            _ => {}
+            Expr::Aggregate(_)
+            | Expr::Binary(_)
+            | Expr::Unary(_)
+            | Expr::Paren(_)
+            | Expr::Subquery(_)
+            | Expr::NumberLiteral(_)
+            | Expr::StringLiteral(_)
+            | Expr::Call(_)
+            | Expr::Extension(_) => {}
         }
         Ok(true)
     }
