@@ -11,6 +11,7 @@ use egress_common::Mode;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::datapath::Way;
 use crate::policy::{ClusterConfig, Mark};
 use crate::registry::allowed_range;
 
@@ -27,6 +28,8 @@ pub struct File {
     pub lease: Option<String>,
     /// Facts of the cluster.
     pub cluster: Cluster,
+    /// How the programs get to where they judge.
+    pub datapath: Datapath,
     /// Where Service addresses are judged after their translation.
     pub uplink: Uplink,
     /// The HTTP listener for metrics and probes.
@@ -83,6 +86,14 @@ impl Default for Cluster {
             exempt_namespaces: vec!["kube-system".to_owned(), "istio-system".to_owned()],
         }
     }
+}
+
+/// How the programs get to where they judge.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Datapath {
+    /// `auto` (default): by tcx, and by clsact on kernels without it; `tcx`; `clsact`.
+    pub attach: Way,
 }
 
 /// The node's uplinks.
