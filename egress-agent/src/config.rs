@@ -3,6 +3,8 @@
 //! Unknown keys are refused with their line and column: a misspelt limit must not pass for one
 //! that is in force. Flags and environment variables override the file.
 
+mod datapath;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,9 +13,9 @@ use egress_common::Mode;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::datapath::Way;
 use crate::policy::{ClusterConfig, Mark};
 use crate::registry::allowed_range;
+pub use datapath::Datapath;
 
 /// The file, every key optional.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -91,14 +93,6 @@ impl Default for Cluster {
             exempt_namespaces: vec!["kube-system".to_owned(), "istio-system".to_owned()],
         }
     }
-}
-
-/// How the programs get to where they judge.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Datapath {
-    /// `auto` (default): by tcx, and by clsact on kernels without it; `tcx`; `clsact`.
-    pub attach: Way,
 }
 
 /// The node's uplinks.

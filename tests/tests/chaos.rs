@@ -8,15 +8,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use egress_agent::datapath::{Loaded, Options, Way};
 use egress_agent::identity::uplink::uplinks;
-use egress_tests::address::{STRIPE, pod};
+use egress_tests::address::STRIPE;
 use egress_tests::agent::{self, Agent, binary};
 use egress_tests::flood::under_flood;
-use egress_tests::lab::{GATEWAY, Lab};
+use egress_tests::lab::Lab;
 use egress_tests::process::Place;
 use egress_tests::scenario::{Scenario, to};
 use nix::sys::signal::Signal;
