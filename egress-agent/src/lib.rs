@@ -15,6 +15,7 @@ mod generated;
 pub mod identity;
 pub mod lock;
 pub mod metrics;
+pub mod netlink;
 pub mod policy;
 pub mod registry;
 pub mod supervise;
