@@ -3,6 +3,7 @@
 
 mod cgroup;
 mod chain;
+mod filter;
 mod interface;
 mod link;
 mod uplink;
@@ -21,6 +22,7 @@ use cgroup::cgroups;
 use chain::Chain;
 
 pub(super) use chain::Place;
+pub(super) use filter::clear as clear_filters;
 pub(super) use interface::places;
 pub(super) use link::{FRESH, Links, unlink};
 
@@ -73,7 +75,8 @@ impl Loaded {
         let mut applied = write(&mut self.maps, tables, may_remove)?;
         self.maps.beat(crate::clock::boot_clock())?;
         let boundary = self.programs.iter().find(|program| program.hook.name == "pod_egress");
-        let chain = Chain::of(boundary);
+        let chain = Chain::of(self.options.attach, boundary);
+        tracing::info!(attach = chain.name(), "datapath is put at interfaces");
         let mut attached = Attached {
             kubepods: kubepods.to_owned(),
             links: Links::new(self.options, self.programs, chain),
@@ -117,10 +120,7 @@ impl Attached {
     /// Interfaces that should carry the boundary. None where the kernel's table cannot be read,
     /// which the next apply reports.
     pub(super) fn interfaces(&self) -> BTreeSet<u32> {
-        match self.links.chain.missing() {
-            None => self.maps.interfaces().unwrap_or_default(),
-            Some(_) => BTreeSet::new(),
-        }
+        self.maps.interfaces().unwrap_or_default()
     }
 
     /// Interfaces that should carry the second question.

@@ -51,8 +51,6 @@ pub fn families(hook: &str) -> &'static [&'static str] {
 enum Spot {
     Kubepods,
     Interface(Place),
-    /// This kernel has no such place.
-    Nowhere,
 }
 
 impl Attached {
@@ -81,7 +79,7 @@ impl Attached {
         let places: Vec<_> = wrong
             .iter()
             .filter_map(|(spot, status)| match spot {
-                Spot::Kubepods | Spot::Nowhere => None,
+                Spot::Kubepods => None,
                 Spot::Interface(place) => Some((*place, status.attached)),
             })
             .collect();
@@ -141,21 +139,7 @@ impl Attached {
             all(UPLINK_HOOK, self.uplinks()).map(|ifindex| Place { hook: UPLINK_HOOK, ifindex });
         let pods = all(boundary, self.interfaces()).flat_map(places);
         let placed = pods.chain(uplinks).map(|place| (Spot::Interface(place), self.look(place)));
-        let mut found: Vec<_> = cgroup.chain(placed).collect();
-        if let Some(why) = self.links.chain.missing() {
-            found.extend(INTERFACE_HOOKS.iter().chain([&UPLINK_HOOK]).map(|hook| {
-                let status = HookStatus {
-                    hook: hook.name,
-                    target: "every interface".to_owned(),
-                    attached: false,
-                    ahead: 0,
-                    needed: false,
-                    detail: why.to_owned(),
-                };
-                (Spot::Nowhere, status)
-            }));
-        }
-        found
+        cgroup.chain(placed).collect()
     }
 
     fn look(&self, place: Place) -> HookStatus {

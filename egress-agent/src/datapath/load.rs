@@ -1,10 +1,10 @@
 //! From the object to programs and maps in the kernel, with nothing attached yet.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::maps::MapInfo;
-use aya::programs::{CgroupSkb, CgroupSockAddr, ProgramError, SchedClassifier};
+use aya::programs::{CgroupSkb, CgroupSockAddr, ProgramError, ProgramInfo, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_attach_type;
 
@@ -122,6 +122,7 @@ impl Loaded {
         }
         make_dir(&options.interface_pins(), root)?;
         make_dir(&options.uplink_pins(), root)?;
+        make_dir(&options.qdisc_marks(), root)?;
         verify_pinned(options)?;
 
         let mut ebpf = open(options)?;
@@ -284,10 +285,11 @@ fn pinned_info(path: &Path, map: &'static str) -> Result<MapInfo, DatapathError>
     MapInfo::from_pin(path).map_err(|source| DatapathError::Map { map, source })
 }
 
-/// Opens the program an earlier agent pinned for a hook, which is the one a link runs: of this
-/// schema, or where there is none of another.
-pub(super) fn pinned_program(options: &Options, hook: &str) -> Option<OwnedFd> {
+/// Opens the program with this id that an earlier agent pinned for a hook, of this schema or
+/// another.
+pub(super) fn pinned_program(options: &Options, hook: &str, id: u32) -> Option<OwnedFd> {
     let others = super::schema::others(options).into_iter().map(|schema| schema.join("progs"));
     let pins = [options.program_pin(hook)].into_iter().chain(others.map(|progs| progs.join(hook)));
-    pins.filter_map(|pin| sys::open_pin(&pin).ok()).next()
+    let is_it = |pin: &PathBuf| ProgramInfo::from_pin(pin).is_ok_and(|info| info.id() == id);
+    pins.filter(is_it).find_map(|pin| sys::open_pin(&pin).ok())
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use inotify::{Inotify, WatchMask};
@@ -176,19 +177,22 @@ pub async fn watch(
 ) -> Result<(), IdentityError> {
     let failed = |source| IdentityError::Cgroup { path: kubepods.path.clone(), source };
     let inotify = Inotify::init().map_err(failed)?;
-    let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::ONLYDIR;
+    let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::DELETE_SELF | WatchMask::ONLYDIR;
     let mut watches = inotify.watches();
     watches.add(&kubepods.path, mask).map_err(failed)?;
     let mut buffer = [0; 4096];
     let mut events = inotify.into_event_stream(&mut buffer).map_err(failed)?;
     loop {
-        // A class of service may appear after us; adding a watch again changes nothing.
+        // A class of service may appear after us, and kubelet may make all of it anew; adding a
+        // watch again changes nothing.
+        let mut missing = false;
         for parent in kubepods.parents() {
-            if parent != kubepods.path
-                && let Err(error) = watches.add(&parent, mask)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                return Err(failed(error));
+            match watches.add(&parent, mask) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    missing |= parent == kubepods.path;
+                }
+                Err(error) => return Err(failed(error)),
             }
         }
         wake.notify_one();
@@ -199,9 +203,13 @@ pub async fn watch(
                 Some(Err(error)) => return Err(failed(error)),
                 None => return Ok(()),
             },
+            () = tokio::time::sleep(LOOK_FOR_KUBEPODS), if missing => {}
         }
     }
 }
+
+/// Nothing tells when a directory that is gone comes back.
+const LOOK_FOR_KUBEPODS: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {

@@ -117,7 +117,7 @@ impl Links {
             return Ok(Adopted::As { replaced: false });
         }
         let new = program.fd.as_fd();
-        let old = pinned_program(&self.options, program.hook.name);
+        let old = pinned_program(&self.options, program.hook.name, info.program);
         match sys::update_link(link.as_fd(), new, old.as_ref().map(AsFd::as_fd), what) {
             Ok(()) => Ok(Adopted::As { replaced: true }),
             Err(error) if error.errno() == libc::ENOLINK => Ok(Adopted::Other),
@@ -143,12 +143,6 @@ impl Links {
             retired.push(format!("a hook of another version was let go of: {what}"));
         }
         Ok(retired)
-    }
-
-    /// Forgets a link and its pin.
-    pub(super) fn forget(&mut self, pin: &Path) -> Result<(), SysError> {
-        self.descriptors.remove(pin);
-        unlink(pin)
     }
 
     /// Pins the programs under their names, each replaced by a rename, for the next agent's
