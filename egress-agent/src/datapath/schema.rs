@@ -89,3 +89,34 @@ fn entries(pin: &Path) -> String {
         None => "no".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::datapath::{map_names, object};
+
+    /// What is pinned outlives a version, so its shape is a promise that only another schema breaks.
+    #[test]
+    fn a_map_changes_its_shape_only_with_the_schema() {
+        let parsed = aya_obj::Object::parse(object()).unwrap();
+        let mut names = map_names();
+        names.sort_unstable();
+        let mut now = format!("schema {}\n", egress_common::SCHEMA);
+        for name in names {
+            let map = &parsed.maps[name];
+            now += &format!(
+                "{name} type {} key {} value {} entries {} flags {}\n",
+                map.map_type(),
+                map.key_size(),
+                map.value_size(),
+                map.max_entries(),
+                map.map_flags(),
+            );
+        }
+        assert_eq!(
+            include_str!("schema.txt"),
+            now,
+            "a pinned map differs from the frozen table: where schema.txt has the same schema and it \
+             was released, raise egress_common::SCHEMA; then write the table anew"
+        );
+    }
+}
