@@ -103,6 +103,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         unknown_pod: file.unknown_pod(),
         lease,
         mark,
+        not_pods: file.not_pods,
         epoch: BootEpoch::now(),
     };
     // Probes answer from the start; nothing else does before the first snapshot is applied.

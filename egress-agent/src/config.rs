@@ -23,6 +23,9 @@ pub struct File {
     pub node_name: Option<String>,
     /// What happens to pods the agent has not learned: `audit` (default) or `deny`.
     pub unknown_pod: UnknownPod,
+    /// Interfaces of the node, or bridges whose ports they are, that lead to no pods, by name; `*` at
+    /// the end stands for any rest. What is behind them is never taken for a pod that is not learned.
+    pub not_pods: Vec<String>,
     /// How long a silent agent's policy counts as fresh (`30s`); 0 for ever. Default 30s.
     pub lease: Option<String>,
     /// Facts of the cluster.
