@@ -8,15 +8,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use egress_agent::datapath::{Loaded, Options};
 use egress_agent::identity::uplink::uplinks;
-use egress_tests::address::{STRIPE, pod};
+use egress_tests::address::STRIPE;
 use egress_tests::agent::{self, Agent, binary};
-use egress_tests::flood::Crew;
-use egress_tests::lab::{GATEWAY, Lab};
+use egress_tests::flood::Flood;
+use egress_tests::lab::Lab;
 use egress_tests::process::Place;
 use egress_tests::scenario::{Scenario, to};
 use nix::sys::signal::Signal;
@@ -69,32 +69,6 @@ fn all_attached(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A flood from two pods with clients of the gateway beside it, around `work`: nothing of the one
-/// arrives outside, and every one of the others is answered.
-fn under_flood(
-    scenario: &mut Scenario,
-    work: impl FnOnce(&mut Scenario) -> Result<()>,
-) -> Result<String> {
-    let lab = &scenario.lab;
-    let _gateway = lab.serve(&lab.gateway.place(), "tcp", 8443)?;
-    let mark = lab.sniffer.mark();
-    let gateway = pod(GATEWAY.host).both().map(|ip| to(ip, 8443)).join(",");
-    let flood = Crew::flood(lab, &[&lab.cart, &lab.checkout])?;
-    let clients = Crew::visit(lab, &lab.cart, &gateway)?;
-    let start = Instant::now();
-    work(scenario)?;
-    let attempts = flood.end()?;
-    let visits = clients.end().context("a client of the gateway was cut off")?;
-    scenario.lab.settle();
-    let arrivals = scenario.lab.sniffer.escapes(mark)?.len();
-    ensure!(arrivals == 0, "{arrivals} of {attempts} attempts arrived outside");
-    ensure!(visits > 0, "only {visits} connections to the gateway");
-    Ok(format!(
-        "{attempts} attempts in {:.1} s, {arrivals} arrivals; {visits} connections to the gateway",
-        start.elapsed().as_secs_f64()
-    ))
-}
-
 /// The sniffer sees what leaves, once nobody stands in its way.
 fn control(scenario: &mut Scenario) -> Result<()> {
     scenario.agent.process.kill();
@@ -116,25 +90,24 @@ fn upgrades_under_flood_let_nothing_through() -> Result<()> {
     let mut scenario = Scenario::new("enforce")?;
     let links = pins(&root(&scenario.lab).join("links"))?;
     let mut processes = 0;
-    let flooded = under_flood(&mut scenario, |scenario| {
-        for upgrade in 0..upgrades {
-            if upgrade % PROCESS_EVERY == 0 {
-                scenario.agent.process.kill();
-                scenario.agent = Agent::start(&scenario.lab, &[])?;
-                // By turns asked to go and killed.
-                if processes % 2 == 0 {
-                    scenario.agent.process.signal(Signal::SIGTERM)?;
-                    scenario.agent.process.wait(Duration::from_secs(10))?;
-                }
-                scenario.agent.process.kill();
-                processes += 1;
-            } else {
-                replace_programs(&scenario.lab)?;
+    let flood = Flood::start(&scenario.lab)?;
+    for upgrade in 0..upgrades {
+        if upgrade % PROCESS_EVERY == 0 {
+            scenario.agent.process.kill();
+            scenario.agent = Agent::start(&scenario.lab, &[])?;
+            // By turns asked to go and killed.
+            if processes % 2 == 0 {
+                scenario.agent.process.signal(Signal::SIGTERM)?;
+                scenario.agent.process.wait(Duration::from_secs(10))?;
             }
+            scenario.agent.process.kill();
+            processes += 1;
+        } else {
+            replace_programs(&scenario.lab)?;
         }
-        scenario.agent = Agent::start(&scenario.lab, &[])?;
-        Ok(())
-    })?;
+    }
+    scenario.agent = Agent::start(&scenario.lab, &[])?;
+    let flooded = flood.end(&scenario.lab)?;
     println!("{upgrades} upgrades, {processes} of them processes: {flooded}");
     all_attached(&scenario.lab)?;
     ensure!(pins(&root(&scenario.lab).join("links"))? == links, "links were made anew");
@@ -145,19 +118,18 @@ fn upgrades_under_flood_let_nothing_through() -> Result<()> {
 fn agents_killed_at_any_moment_of_their_start_let_nothing_through() -> Result<()> {
     let mut scenario = Scenario::new("enforce")?;
     let links = pins(&root(&scenario.lab).join("links"))?;
-    let flooded = under_flood(&mut scenario, |scenario| {
-        for moment in 1..=10 {
-            scenario.agent.process.kill();
-            let place = Place { netns: Some(&scenario.lab.node), ..Place::default() };
-            let mut command = place.command(binary()?)?;
-            command.args(Agent::arguments(&scenario.lab)).stderr(scenario.lab.log("killed")?);
-            scenario.agent.process = egress_tests::process::Process::start(command, "an agent")?;
-            std::thread::sleep(Duration::from_millis(70 * moment));
-        }
+    let flood = Flood::start(&scenario.lab)?;
+    for moment in 1..=10 {
         scenario.agent.process.kill();
-        scenario.agent = Agent::start(&scenario.lab, &[])?;
-        Ok(())
-    })?;
+        let place = Place { netns: Some(&scenario.lab.node), ..Place::default() };
+        let mut command = place.command(binary()?)?;
+        command.args(Agent::arguments(&scenario.lab)).stderr(scenario.lab.log("killed")?);
+        scenario.agent.process = egress_tests::process::Process::start(command, "an agent")?;
+        std::thread::sleep(Duration::from_millis(70 * moment));
+    }
+    scenario.agent.process.kill();
+    scenario.agent = Agent::start(&scenario.lab, &[])?;
+    let flooded = flood.end(&scenario.lab)?;
     println!("ten agents killed: {flooded}");
     all_attached(&scenario.lab)?;
     ensure!(pins(&root(&scenario.lab).join("links"))? == links, "links were made anew");
@@ -167,25 +139,24 @@ fn agents_killed_at_any_moment_of_their_start_let_nothing_through() -> Result<()
 /// The lock is where the pins are too: another run directory makes no second agent.
 #[test]
 fn a_second_agent_changes_nothing_wherever_it_looks_for_the_lock() -> Result<()> {
-    let mut scenario = Scenario::new("enforce")?;
+    let scenario = Scenario::new("enforce")?;
     let before = pins(&root(&scenario.lab))?;
     let generation = agent::status(&scenario.lab)?["generation"].clone();
     let elsewhere = format!("--run-dir={}", scenario.lab.file("elsewhere").display());
-    under_flood(&mut scenario, |scenario| {
-        for more in [&[][..], &[elsewhere.as_str(), "--metrics-address=127.0.0.1:9465"]] {
-            let mut arguments = Agent::arguments(&scenario.lab);
-            let given = |argument: &String| more.iter().any(|more| same_flag(argument, more));
-            arguments.retain(|argument| !given(argument));
-            let place = Place { netns: Some(&scenario.lab.node), ..Place::default() };
-            let mut command = place.command(binary()?)?;
-            let output = command.args(&arguments).args(more).output().context("run an agent")?;
-            let complaint = String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.code() == Some(3), "{more:?}: {:?}: {complaint}", output.status);
-            ensure!(complaint.contains("another agent runs on this node"), "{complaint}");
-            ensure!(complaint.contains("nothing was changed"), "{complaint}");
-        }
-        Ok(())
-    })?;
+    let flood = Flood::start(&scenario.lab)?;
+    for more in [&[][..], &[elsewhere.as_str(), "--metrics-address=127.0.0.1:9465"]] {
+        let mut arguments = Agent::arguments(&scenario.lab);
+        let given = |argument: &String| more.iter().any(|more| same_flag(argument, more));
+        arguments.retain(|argument| !given(argument));
+        let place = Place { netns: Some(&scenario.lab.node), ..Place::default() };
+        let mut command = place.command(binary()?)?;
+        let output = command.args(&arguments).args(more).output().context("run an agent")?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(3), "{more:?}: {:?}: {complaint}", output.status);
+        ensure!(complaint.contains("another agent runs on this node"), "{complaint}");
+        ensure!(complaint.contains("nothing was changed"), "{complaint}");
+    }
+    flood.end(&scenario.lab)?;
     ensure!(pins(&root(&scenario.lab))? == before, "pins have changed");
     ensure!(agent::status(&scenario.lab)?["generation"] == generation);
     all_attached(&scenario.lab)
