@@ -16,10 +16,13 @@ use egress_agent::identity::uplink::uplinks;
 use egress_tests::address::STRIPE;
 use egress_tests::agent::{self, Agent, binary};
 use egress_tests::flood::Flood;
-use egress_tests::lab::Lab;
-use egress_tests::process::Place;
+use egress_tests::lab::{Identity, Lab};
+use egress_tests::manifests;
+use egress_tests::process::{Place, wait_until};
 use egress_tests::scenario::{Scenario, to};
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 const UPGRADES: usize = 10;
 /// Every so many upgrades one is a process of its own.
@@ -161,6 +164,74 @@ fn a_second_agent_changes_nothing_wherever_it_looks_for_the_lock() -> Result<()>
     ensure!(agent::status(&scenario.lab)?["generation"] == generation);
     all_attached(&scenario.lab)
 }
+
+/// Mounts the lab's bpffs anew.
+fn remount(lab: &Lab, flags: MsFlags) -> Result<()> {
+    let path = lab.file("bpffs");
+    let flags = flags | MsFlags::MS_REMOUNT;
+    mount(None::<&str>, &path, None::<&str>, flags, None::<&str>)
+        .with_context(|| format!("remount {}", path.display()))
+}
+
+#[test]
+fn a_bpffs_that_becomes_read_only_is_said_and_lets_go_of_nothing() -> Result<()> {
+    let mut scenario = Scenario::new("enforce")?;
+    let links = pins(&root(&scenario.lab).join("links"))?;
+    let flood = Flood::start(&scenario.lab)?;
+    remount(&scenario.lab, MsFlags::MS_RDONLY)?;
+
+    // A pod comes whose boundary cannot be pinned, and another goes.
+    let lab = &scenario.lab;
+    let late = lab.add_pod(LATE)?;
+    late.netns.await_ipv6("eth0")?;
+    let registry = lab.file("registry");
+    manifests::replace(&registry.join("late.yaml"), &manifests::pod(LATE, late.address(), ""))?;
+    let covered = |status: &Value, state: &str| {
+        let mut pods = status["pods"].as_array().into_iter().flatten();
+        pods.any(|pod| pod["pod"]["name"] == "late" && pod["state"] == state)
+    };
+    scenario.until("the new pod is known", |status| covered(status, "covered"))?;
+    let log = scenario.lab.file("log/agent");
+    wait_until("the agent says it", Duration::from_secs(5), || {
+        Ok(fs::read_to_string(&log)?.contains("Read-only file system"))
+    })?;
+    let behind_the_wall = |scenario: &Scenario| {
+        let (refused, arrived) = scenario.judged(&late.place(), &["tcp", &to(STRIPE.v4, 9000)])?;
+        ensure!(refused.refused() && arrived == 0, "{arrived} frames outside: {refused:?}");
+        Ok(())
+    };
+    behind_the_wall(&scenario)?;
+    // The policy is still followed.
+    scenario.change_policy("mode: enforce", "denyResponse: Drop\n  mode: enforce")?;
+
+    // Killed, and no other can take over what it left: that says so, and changes nothing.
+    scenario.agent.process.kill();
+    behind_the_wall(&scenario)?;
+    let place = Place { netns: Some(&scenario.lab.node), ..Place::default() };
+    let mut command = place.command(binary()?)?;
+    let output = command.args(Agent::arguments(&scenario.lab)).output().context("run an agent")?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(2), "{:?}: {complaint}", output.status);
+    ensure!(complaint.contains("remount,rw"), "{complaint}");
+    behind_the_wall(&scenario)?;
+
+    remount(&scenario.lab, MsFlags::empty())?;
+    let now = pins(&root(&scenario.lab).join("links"))?;
+    ensure!(now == links, "links were made anew or lost: {now:?}");
+    scenario.agent = Agent::start(&scenario.lab, &[])?;
+    println!("on a read-only bpffs: {}", flood.end(&scenario.lab)?);
+    let now = pins(&root(&scenario.lab).join("links"))?;
+    ensure!(now.len() == links.len() + 2, "the new pod has no boundary: {now:?}");
+    all_attached(&scenario.lab)
+}
+
+/// A pod that comes while nothing can be pinned.
+const LATE: Identity = Identity {
+    short: "late",
+    name: "shop/late",
+    uid: "5f0c1a52-0c4b-4c1e-9d53-000000000091",
+    host: 91,
+};
 
 fn same_flag(one: &str, other: &str) -> bool {
     one.split('=').next() == other.split('=').next()

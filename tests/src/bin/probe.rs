@@ -191,6 +191,9 @@ fn main() -> std::io::Result<()> {
             let until = milliseconds.map(|span| start + Duration::from_millis(span));
             let closed = Arc::new(AtomicBool::new(false));
             if while_open {
+                // It is there to be in the way, not to take the time of what it is in the way of.
+                // SAFETY: takes an integer only.
+                unsafe { nix::libc::nice(10) };
                 let closed = Arc::clone(&closed);
                 std::thread::spawn(move || {
                     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
