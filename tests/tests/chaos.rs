@@ -18,7 +18,7 @@ use egress_tests::agent::{self, Agent, binary};
 use egress_tests::flood::Flood;
 use egress_tests::lab::{Identity, Lab};
 use egress_tests::manifests;
-use egress_tests::process::{Place, wait_until};
+use egress_tests::process::{Place, Process, wait_until};
 use egress_tests::scenario::{Scenario, to};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
@@ -127,7 +127,7 @@ fn agents_killed_at_any_moment_of_their_start_let_nothing_through() -> Result<()
         let place = Place { netns: Some(&scenario.lab.node), ..Place::default() };
         let mut command = place.command(binary()?)?;
         command.args(Agent::arguments(&scenario.lab)).stderr(scenario.lab.log("killed")?);
-        scenario.agent.process = egress_tests::process::Process::start(command, "an agent")?;
+        scenario.agent.process = Process::start(command, "an agent")?;
         std::thread::sleep(Duration::from_millis(70 * moment));
     }
     scenario.agent.process.kill();
@@ -215,7 +215,19 @@ fn a_bpffs_that_becomes_read_only_is_said_and_lets_go_of_nothing() -> Result<()>
     ensure!(complaint.contains("remount,rw"), "{complaint}");
     behind_the_wall(&scenario)?;
 
+    // Where only the agent's own mount is, as with a readOnly volume, it can.
     remount(&scenario.lab, MsFlags::empty())?;
+    let bpffs = scenario.lab.file("bpffs").display().to_string();
+    let script = format!("mount -o remount,bind,ro {bpffs}; exec \"$@\"");
+    let mut command = place.command("unshare")?;
+    command.args(["--mount", "sh", "-ec", &script, "sh"]).arg(binary()?);
+    command.args(Agent::arguments(&scenario.lab)).stderr(scenario.lab.log("volume")?);
+    scenario.agent.process = Process::start(command, "an agent with a read-only volume")?;
+    scenario.until("it is at work", |status| status["mode"] == "enforce")?;
+    let log = fs::read_to_string(scenario.lab.file("log/volume"))?;
+    ensure!(log.contains("new interfaces get no boundary"), "{log}");
+    behind_the_wall(&scenario)?;
+    scenario.agent.process.kill();
     let now = pins(&root(&scenario.lab).join("links"))?;
     ensure!(now == links, "links were made anew or lost: {now:?}");
     scenario.agent = Agent::start(&scenario.lab, &[])?;

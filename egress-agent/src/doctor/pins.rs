@@ -43,7 +43,16 @@ pub(super) fn bpffs(node: &Node<'_>) -> Finding {
     }
     let remedy = "mount -o remount,rw the bpffs, and give it to the agent's container without \
          readOnly";
-    // Not even a link or a map can be opened there as the agent must open it.
+    // Where only this mount of it is, as a container's readOnly volume, pins can still be opened.
+    let held = probe::pinned(node.options).is_ok_and(|pinned| pinned.maps && pinned.links > 0);
+    if held {
+        let detail = format!(
+            "{} is mounted read-only here: what is pinned stays in force and follows the policy, and \
+             new interfaces get no boundary",
+            existing.display()
+        );
+        return Finding::warn(detail, remedy);
+    }
     Finding::fail(
         format!(
             "{} is mounted read-only: what is pinned stays in force, as its lease says, and no agent \
