@@ -14,6 +14,7 @@ mod generated;
 pub mod identity;
 pub mod lock;
 pub mod metrics;
+pub mod netlink;
 pub mod policy;
 pub mod registry;
 pub mod supervise;

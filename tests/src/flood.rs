@@ -10,7 +10,7 @@ use crate::address::{STRIPE, pod};
 use crate::attempt::Outcome;
 use crate::lab::{GATEWAY, Lab, Pod};
 use crate::process::Process;
-use crate::scenario::to;
+use crate::scenario::{Scenario, to};
 
 /// Where a flood is sent; servers of the lab answer there.
 const PORT: u16 = 9000;
@@ -57,6 +57,19 @@ impl Flood {
         ensure!(arrivals == 0 && visits > 0, "{figures}");
         Ok(figures)
     }
+}
+
+/// A [`Flood`] around `work`; its figures.
+///
+/// # Errors
+/// As [`Flood::end`], or when the work failed.
+pub fn under_flood(
+    scenario: &mut Scenario,
+    work: impl FnOnce(&mut Scenario) -> Result<()>,
+) -> Result<String> {
+    let flood = Flood::start(&scenario.lab)?;
+    work(scenario)?;
+    flood.end(&scenario.lab)
 }
 
 /// Processes that run until their standard input ends, and then say what they did.

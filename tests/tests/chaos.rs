@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use egress_agent::datapath::{Loaded, Options};
+use egress_agent::datapath::{Loaded, Options, Way};
 use egress_agent::identity::uplink::uplinks;
 use egress_tests::address::STRIPE;
 use egress_tests::agent::{self, Agent, binary};
@@ -49,7 +49,8 @@ fn root(lab: &Lab) -> PathBuf {
 
 /// What an agent does at its start, up to and including the links.
 fn replace_programs(lab: &Lab) -> Result<()> {
-    let options = Options { bpffs: root(lab), kernel_log: false, capacity: None };
+    let options =
+        Options { bpffs: root(lab), kernel_log: false, capacity: None, attach: Way::default() };
     let kubepods = lab.cgroups.path().join("kubepods");
     lab.node.run(|| {
         let loaded = Loaded::load(&options)?;
