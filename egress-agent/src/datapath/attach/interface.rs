@@ -47,10 +47,13 @@ impl Attached {
         }
         for ifindex in present {
             if !wanted.contains(&ifindex) {
-                for place in places(ifindex) {
-                    self.links.let_go(place)?;
+                // What cannot be let go is no reason to let go of everything else.
+                match places(ifindex).try_for_each(|place| self.links.let_go(place)) {
+                    Ok(()) => applied.detached += 1,
+                    Err(error) => {
+                        applied.warnings.push(format!("ifindex {ifindex}, let go: {error}"));
+                    }
                 }
-                applied.detached += 1;
             }
         }
         if replace {
