@@ -19,6 +19,7 @@ pub mod crowd;
 pub mod dial;
 pub mod flood;
 pub mod frame;
+pub mod guest;
 pub mod http;
 pub mod kernel;
 pub mod kube_lab;
