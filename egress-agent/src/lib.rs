@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod alerts;
 pub mod cli;
 pub mod clock;
 pub mod config;

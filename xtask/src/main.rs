@@ -63,7 +63,7 @@ enum Task {
     /// namespaces: programs load, attach and enforce, also while the agent is killed and replaced.
     /// Without arguments it also writes docs/kernels.md.
     Matrix(matrix::Arguments),
-    /// Write what is made from the code: deploy/crds, deploy/rbac.yaml, docs/policy.md.
+    /// Write what is made from the code: deploy/crds, deploy/rbac.yaml, deploy/alerts, docs.
     ///
     /// A test fails while the files differ from the code; this task is its remedy.
     Generate,
