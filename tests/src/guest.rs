@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use crate::address::{STRIPE, pod};
@@ -19,7 +19,7 @@ use crate::agent::{self, Agent, binary};
 use crate::flood::{Crew, PORT};
 use crate::lab::{GATEWAY, Lab};
 use crate::netns::ip;
-use crate::process::{Place, Process, wait_until};
+use crate::process::{Place, Process, ending, wait_until};
 use crate::scenario::{Scenario, to};
 use finding::tell;
 
@@ -159,26 +159,19 @@ fn successor(lab: &Lab) -> Result<Process> {
         command.arg(format!("--bounding-set={set}")).arg("--inh-caps=-all").arg(binary()?);
         command.args(Agent::arguments(lab)).stdout(Stdio::null()).stderr(lab.log("successor")?);
         let mut process = Process::start(command, "the next agent")?;
+        // One that has ended is waited for no longer, and is not ready.
+        let mut ended = None;
         let ready = wait_until("the next agent is ready", Duration::from_secs(30), || {
-            if let Some(status) = process.ended()? {
-                bail!("ended with {status}");
-            }
-            let (code, said) = agent::probe(lab, "/readyz")?;
-            ensure!(code == 200, "not ready: {said}");
-            let status = agent::status(lab)?;
-            let hooks = status["hooks"].as_array().context("status has no hooks")?;
-            let loose = hooks.iter().find(|hook| hook["attached"] != true);
-            ensure!(loose.is_none(), "{loose:?}");
-            Ok(true)
+            ended = process.ended()?;
+            Ok(ended.is_some() || is_at_work(lab)?)
         });
-        match ready {
-            Ok(_) => Ok(process),
-            Err(error) => {
-                let log = std::fs::read_to_string(lab.file("log/successor")).unwrap_or_default();
-                let last = log.lines().last().unwrap_or_default().to_owned();
-                Err(error.context(last))
-            }
-        }
+        let outcome = match ended {
+            Some(status) => Err(anyhow!("the next agent ended with {}", ending(status))),
+            None => ready,
+        };
+        let Err(error) = outcome else { return Ok(process) };
+        let log = std::fs::read_to_string(lab.file("log/successor")).unwrap_or_default();
+        Err(error.context(log.lines().last().unwrap_or_default().to_owned()))
     };
     match start(PROMISED) {
         Ok(process) => {
@@ -191,6 +184,17 @@ fn successor(lab: &Lab) -> Result<Process> {
             Ok(process)
         }
     }
+}
+
+/// Whether the agent is ready and every hook runs its program.
+fn is_at_work(lab: &Lab) -> Result<bool> {
+    let (code, said) = agent::probe(lab, "/readyz")?;
+    ensure!(code == 200, "not ready: {said}");
+    let status = agent::status(lab)?;
+    let hooks = status["hooks"].as_array().context("status has no hooks")?;
+    let loose = hooks.iter().find(|hook| hook["attached"] != true);
+    ensure!(loose.is_none(), "{loose:?}");
+    Ok(true)
 }
 
 /// Nothing of the agent's is left; and the judge, who has seen nothing so far, sees what leaves.
