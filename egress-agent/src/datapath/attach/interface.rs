@@ -1,11 +1,17 @@
 //! The boundary: both programs at the host side of every pod's interface.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use super::chain::{self, Place};
 use super::{Applied, Attached};
 use crate::datapath::DatapathError;
 use crate::datapath::load::{INTERFACE_HOOKS, Loaded};
+
+/// How long one apply may attach for. Each link is made under the kernel's lock of all network
+/// configuration, which the network plugin needs too, and takes some ten milliseconds of it; and the agent
+/// has a sign of life to give.
+const ROUND: Duration = Duration::from_millis(250);
 
 /// The places of the boundary at one interface.
 pub(in crate::datapath) fn places(ifindex: u32) -> impl Iterator<Item = Place> {
@@ -43,7 +49,12 @@ impl Attached {
         let [hook, _] = INTERFACE_HOOKS;
         let present = self.links.held(hook)?;
         let wanted = self.maps.interfaces()?;
+        let start = Instant::now();
         for ifindex in &wanted {
+            if !present.contains(ifindex) && start.elapsed() > ROUND {
+                applied.pending += 1;
+                continue;
+            }
             let mut held = true;
             for place in places(*ifindex) {
                 if let Err(error) = self.links.hold(place, replace) {
