@@ -58,6 +58,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         bpffs: arguments.datapath.bpffs.clone(),
         kernel_log: arguments.kernel_log,
         capacity: arguments.table_size,
+        attach: file.datapath.attach,
     };
     preflight(&options, arguments, mark)?;
     let _pins = Lock::take_pins(&options.bpffs)?;
@@ -331,25 +332,6 @@ impl Enforcer {
             tracing::warn!(seconds = seconds as i64, "clock was set; ends of exceptions move");
         }
         Ok(moved.is_some() || self.is_bounded_elsewhere())
-    }
-
-    /// Brings the account of what was not covered up to now.
-    fn take_account(&mut self) {
-        let (desired, tables, refused) = {
-            let state = self.publish.borrow();
-            (Arc::clone(&state.desired), Arc::clone(&state.tables), state.refused.is_some())
-        };
-        let kubepods = &self.inputs.kubepods;
-        match self.account.take(&self.attached, kubepods, &desired, &tables, refused) {
-            Ok(exposures) => self.publish.send_modify(|state| {
-                Arc::make_mut(state).exposures = exposures;
-            }),
-            Err(error) => {
-                if self.told.insert(format!("account {error:#}")) {
-                    tracing::warn!(error = format!("{error:#}"), "no account of coverage taken");
-                }
-            }
-        }
     }
 
     /// Whether the boundary is attached elsewhere than what the kernel was told.

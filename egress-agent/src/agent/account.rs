@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use egress_common::key::PolicyId;
 use egress_common::state::Pod as KernelPod;
 
+use super::Enforcer;
 use crate::clock::{boot_clock, boot_clock_at};
 use crate::datapath::Attached;
 use crate::exposure::{Exposures, Moment, Unenforced};
@@ -55,10 +57,9 @@ impl Account {
             .iter()
             .filter_map(|pod| Some((pod.cgroup?, Unenforced::of(pod, &verified, refused))));
         // The agent's own pod is there before its object is.
-        let own =
-            tables.pods.iter().filter(|(_, pod)| pod.policy == egress_common::key::PolicyId::NONE);
+        let ungoverned = tables.pods.iter().filter(|(_, pod)| pod.policy == PolicyId::NONE);
         let mut known: BTreeMap<u64, Option<Unenforced>> =
-            own.map(|(cgroup, _)| (*cgroup, None)).collect();
+            ungoverned.map(|(cgroup, _)| (*cgroup, None)).collect();
         known.extend(standing);
         let strange = |pod: &KernelPod| pod.flags & KernelPod::UNLEARNED != 0;
         let strangers = tables.interfaces.iter().filter(|(_, pod)| strange(pod));
@@ -85,5 +86,26 @@ impl Account {
             self.written = self.all.clone();
         }
         Ok(())
+    }
+}
+
+impl Enforcer {
+    /// Brings the account of what was not covered up to now.
+    pub(super) fn take_account(&mut self) {
+        let (desired, tables, refused) = {
+            let state = self.publish.borrow();
+            (Arc::clone(&state.desired), Arc::clone(&state.tables), state.refused.is_some())
+        };
+        let kubepods = &self.inputs.kubepods;
+        match self.account.take(&self.attached, kubepods, &desired, &tables, refused) {
+            Ok(exposures) => self.publish.send_modify(|state| {
+                Arc::make_mut(state).exposures = exposures;
+            }),
+            Err(error) => {
+                if self.told.insert(format!("account {error:#}")) {
+                    tracing::warn!(error = format!("{error:#}"), "no account of coverage taken");
+                }
+            }
+        }
     }
 }
