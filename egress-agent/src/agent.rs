@@ -289,7 +289,12 @@ impl Enforcer {
                 () = shutdown.requested() => return Ok(()),
                 changed = self.registry.snapshots.changed() => changed?,
                 () = wake.notified() => {}
-                () = tokio::time::sleep(BREATH), if self.pending > 0 => {}
+                () = tokio::time::sleep(BREATH), if self.pending > 0 => {
+                    self.pending = self.attached.link_pending()?;
+                    if self.pending > 0 {
+                        continue;
+                    }
+                }
                 _ = beats.tick() => {
                     if !self.beat()? {
                         continue;

@@ -26,6 +26,16 @@ impl Loaded {
 }
 
 impl Attached {
+    /// Goes on with the interfaces that the last apply left; says how many it leaves in turn.
+    ///
+    /// # Errors
+    /// When the kernel's table or the pins cannot be read.
+    pub fn link_pending(&self) -> Result<usize, DatapathError> {
+        let mut applied = Applied::default();
+        self.link_interfaces(false, &mut applied)?;
+        Ok(applied.pending)
+    }
+
     /// Attaches every interface the kernel's table holds, entries an incomplete snapshot could
     /// not take away included, and lets go of pinned ones that are no longer in it. With
     /// `replace`, links that exist get this agent's programs.
