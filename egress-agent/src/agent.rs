@@ -1,5 +1,6 @@
 //! The only place that knows everybody: registry in, kernel out, and what is told about it.
 
+mod account;
 mod ending;
 mod inputs;
 mod lease;
@@ -29,6 +30,7 @@ use crate::registry::{Published, Registry, report_changes};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, registry};
 
+use account::Account;
 pub use ending::{RunError, causes};
 use inputs::{Inputs, View};
 use lease::{BEAT, first_snapshot};
@@ -122,7 +124,8 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
             return Ok(());
         }
         let counting = metrics::Counting::open(&options, &run_dir, granularity, most_series)?;
-        let (mut enforcer, states) = Enforcer::start(inputs, loaded, published)?;
+        let account = Account::open(&run_dir);
+        let (mut enforcer, states) = Enforcer::start(inputs, loaded, published, account)?;
         readiness.ready(states.clone(), counting.attached()?, outlet.lost());
         let mut tasks = Tasks::default();
         enforcer.report(&mut tasks, &states, outlet, admin, &until)?;
@@ -161,6 +164,9 @@ fn access(arguments: &Run, file: &File) -> Access {
     }
 }
 
+/// Between two rounds of attaching, for whoever else configures the network.
+const BREATH: Duration = Duration::from_millis(100);
+
 /// The loop that keeps the kernel at what the registry says.
 struct Enforcer {
     inputs: Inputs,
@@ -168,6 +174,9 @@ struct Enforcer {
     registry: Published,
     publish: watch::Sender<Arc<AgentState>>,
     told: BTreeSet<String>,
+    account: Account,
+    /// Interfaces that are still to be attached.
+    pending: usize,
 }
 
 type States = watch::Receiver<Arc<AgentState>>;
@@ -177,6 +186,7 @@ impl Enforcer {
         inputs: Inputs,
         loaded: Loaded,
         mut registry: Published,
+        account: Account,
     ) -> anyhow::Result<(Self, States)> {
         let snapshot = Arc::clone(&registry.snapshots.borrow_and_update());
         let (actual, verified) = (loaded.actual()?, loaded.held());
@@ -210,6 +220,7 @@ impl Enforcer {
             tracing::warn!(why, "connections cannot be redirected on this node");
         }
         applied.warnings.extend(attached.link_uplinks(&uplink::uplinks()?)?);
+        let pending = applied.pending;
         let tables = attached.actual()?;
         let mut state = AgentState {
             node: inputs.node.clone(),
@@ -227,12 +238,15 @@ impl Enforcer {
             registry: Known::of(&registry.health.borrow()),
             propagation: Propagation::default(),
             beat: boot_clock(),
+            exposures: Arc::default(),
         };
         state.count_rejections();
         report_changes(&[], &state.compiled_problems());
         let (publish, states) = watch::channel(Arc::new(state));
-        let mut enforcer = Self { inputs, attached, registry, publish, told: BTreeSet::new() };
+        let mut enforcer =
+            Self { inputs, attached, registry, publish, told: BTreeSet::new(), account, pending };
         enforcer.log(&applied);
+        enforcer.take_account();
         Ok((enforcer, states))
     }
 
@@ -276,6 +290,12 @@ impl Enforcer {
                 () = shutdown.requested() => return Ok(()),
                 changed = self.registry.snapshots.changed() => changed?,
                 () = wake.notified() => {}
+                () = tokio::time::sleep(BREATH), if self.pending > 0 => {
+                    self.pending = self.attached.link_pending()?;
+                    if self.pending > 0 {
+                        continue;
+                    }
+                }
                 _ = beats.tick() => {
                     if !self.beat()? {
                         continue;
@@ -322,6 +342,7 @@ impl Enforcer {
             state.repairs = Arc::new(self.attached.repairs().clone());
             state.registry = Known::of(&self.registry.health.borrow());
         });
+        self.take_account();
         let moved = self.inputs.epoch.follow();
         if let Some(seconds) = moved {
             tracing::warn!(seconds = seconds as i64, "clock was set; ends of exceptions move");
@@ -367,6 +388,7 @@ impl Enforcer {
         }
         let refused = match &outcome {
             Ok(applied) => {
+                self.pending = applied.pending;
                 self.log(applied);
                 None
             }
@@ -405,6 +427,7 @@ impl Enforcer {
             state.usage = Arc::new(usage);
             state.refused = refused;
         });
+        self.take_account();
         Ok(())
     }
 

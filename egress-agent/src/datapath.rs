@@ -10,6 +10,7 @@
 mod attach;
 mod counters;
 mod diff;
+mod exposed;
 mod hooks;
 mod load;
 mod maps;

@@ -8,6 +8,7 @@ use egress_common::Mode;
 
 use super::Propagation;
 use crate::datapath::HookStatus;
+use crate::exposure::Exposures;
 use crate::policy::{
     Desired, Origin, Problem, ProblemCode, Rejection, RejectionCount, Snapshot, Tables,
 };
@@ -47,6 +48,8 @@ pub struct AgentState {
     pub propagation: Propagation,
     /// Boot clock of the last heartbeat, nanoseconds.
     pub beat: u64,
+    /// Who was not wholly covered, for how long, and what passed meanwhile.
+    pub exposures: Arc<Exposures>,
 }
 
 /// How well the registry is known.
@@ -138,6 +141,7 @@ impl AgentState {
             registry: Known { at: Instant::now(), at_epoch: 1_700_000_000.0, connected: true },
             propagation: Propagation::default(),
             beat: crate::clock::boot_clock(),
+            exposures: Arc::default(),
         }
     }
 }
