@@ -32,4 +32,4 @@ pub use subject::Subject;
 
 /// Number of the layout of every pinned map. A change of any key, value or record in this crate
 /// raises it; the agent keeps maps of different schemas in different directories.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;

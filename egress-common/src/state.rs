@@ -158,9 +158,10 @@ impl Rate {
 pub struct BucketKey {
     /// Number of a pod or of a namespace.
     pub id: u64,
-    /// [`BucketKey::POD`] or [`BucketKey::NAMESPACE`].
+    /// [`BucketKey::POD`], [`BucketKey::NAMESPACE`] or one of the event buckets.
     pub kind: u32,
     /// The policy whose rate it is: a pod that changes policy starts with a full bucket.
+    /// [`PolicyId::NONE`] for event buckets.
     pub policy: PolicyId,
 }
 
@@ -169,7 +170,18 @@ impl BucketKey {
     pub const POD: u32 = 1;
     /// The bucket of a namespace's pods on this node.
     pub const NAMESPACE: u32 = 2;
+    /// Events of one pod.
+    pub const POD_EVENTS: u32 = 3;
+    /// Events of the node; the number is zero.
+    pub const NODE_EVENTS: u32 = 4;
 }
+
+/// New decisions of one pod that may be told: what one pod puts into the ring.
+pub const POD_EVENT_RATE: Rate = Rate::per_second(10, 200);
+
+/// New decisions of the whole node that may be told. The ring has room for three bursts, and the
+/// reader looks ten times a second.
+pub const NODE_EVENT_RATE: Rate = Rate::per_second(500, 600);
 
 closed_enum! {
     /// What an entry of the exact table is.
@@ -386,15 +398,83 @@ pub mod loss {
     pub const COUNTER: u32 = 1;
     /// The reply table refused an entry: the pod cannot answer that flow.
     pub const REPLY: u32 = 2;
-    /// Events not sent because the same decision was reported less than
-    /// [`SUPPRESS_NS`](super::SUPPRESS_NS) before; the next event carries their number.
+    /// Counted decisions that sent no event, because the same was told shortly before
+    /// ([`SUPPRESS_NS`](super::SUPPRESS_NS), or longer while its pod tells too much; the next event
+    /// carries their number) or because it is no news (listener reports).
     pub const SUPPRESSED: u32 = 3;
     /// What a redirected socket asked for could not be remembered: it is told the gateway's address.
     pub const ORIGINAL: u32 = 4;
+    /// Counted decisions that sent no event, because their pod told too many others
+    /// ([`POD_EVENT_RATE`](super::POD_EVENT_RATE)).
+    pub const BUCKET_POD: u32 = 5;
+    /// The same, because all pods together did ([`NODE_EVENT_RATE`](super::NODE_EVENT_RATE)).
+    pub const BUCKET_NODE: u32 = 6;
+    /// Calls let through that sent no event, for any reason: the packets they become are counted
+    /// and told by themselves.
+    pub const CALL: u32 = 7;
     /// Entries of the table.
-    pub const SLOTS: u32 = 5;
+    pub const SLOTS: u32 = 8;
     /// Metric label of each index.
-    pub const NAMES: [&str; 5] = ["ring", "counter", "reply", "suppressed", "original"];
+    pub const NAMES: [&str; 8] = [
+        "ring",
+        "counter",
+        "reply",
+        "suppressed",
+        "original",
+        "bucket_pod",
+        "bucket_node",
+        "call",
+    ];
+}
+
+/// Who made the last call of a socket. Value of the process table, by socket cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Process {
+    /// Process id in the initial namespace.
+    pub pid: u32,
+    /// User id.
+    pub uid: u32,
+    /// Name, zero-padded.
+    pub comm: [u8; 16],
+}
+
+/// What user space did with the events it read, kept in the kernel so that it outlives an agent.
+/// Every number only rises.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tally {
+    /// Names the sequence: nanoseconds since the epoch when it began; zero before. A new one begins
+    /// with every boot and every fresh installation.
+    pub stream: u64,
+    /// The last sequence number given out.
+    pub sequence: u64,
+    /// Counted events read from the ring.
+    pub read: u64,
+    /// Decisions that written records stand for, without those that the kernel suppressed.
+    pub told: u64,
+    /// Records written.
+    pub written: u64,
+    /// Decisions that were read and not told, by [`tally`] stage.
+    pub lost: [u64; tally::STAGES],
+}
+
+/// Where user space can lose an event it has read: index into [`Tally::lost`].
+pub mod tally {
+    /// A record that is no event of this version.
+    pub const DECODE: usize = 0;
+    /// More different decisions at once than are kept apart.
+    pub const AGGREGATE_FULL: usize = 1;
+    /// The output could not be written.
+    pub const OUTPUT: usize = 2;
+    /// The output could not be turned over to its next file.
+    pub const ROTATE: usize = 3;
+    /// An agent that died with it untold.
+    pub const RESTART: usize = 4;
+    /// Stages, with room for more.
+    pub const STAGES: usize = 8;
+    /// Metric label of each stage there is.
+    pub const NAMES: [&str; 5] = ["decode", "aggregate_full", "output", "rotate", "restart"];
 }
 
 /// Nanoseconds during which a repeated decision of one CPU raises no second event.
@@ -447,4 +527,6 @@ const _: () = {
     assert!(size_of::<Counter>() == 24);
     assert!(size_of::<SeenKey>() == 32);
     assert!(size_of::<Seen>() == 16);
+    assert!(size_of::<Process>() == 24);
+    assert!(size_of::<Tally>() == 40 + 8 * tally::STAGES);
 };

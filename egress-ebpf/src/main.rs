@@ -13,6 +13,7 @@
 )]
 
 mod answer;
+mod atomic;
 mod connect;
 mod emit;
 mod flow;

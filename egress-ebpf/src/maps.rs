@@ -18,9 +18,11 @@ use egress_common::packet::{Hook, Packet};
 use egress_common::redirect::{Original, RedirectKey, RedirectTo};
 use egress_common::state::{
     BucketKey, Capture, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy,
-    Range, Reply, Seen, SeenKey, loss,
+    Process, Range, Reply, Seen, SeenKey, Tally, loss,
 };
 use egress_common::{Endpoints, Lookup, Reason, Subject, Verdict};
+
+use crate::atomic::add;
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -82,6 +84,13 @@ pub(crate) static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(loss:
 #[map]
 pub(crate) static SEEN: LruPerCpuHashMap<SeenKey, Seen> =
     LruPerCpuHashMap::with_max_entries(4096, 0);
+/// Who made the last call of a socket, by cookie: of sockets whose packets may be denied though the
+/// call was not.
+#[map]
+pub(crate) static PROCESSES: LruHashMap<u64, Process> = LruHashMap::with_max_entries(8192, 0);
+/// What the agent did with the events it read. Only the agent reads and writes it.
+#[map]
+static TALLY: Array<Tally> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
@@ -176,8 +185,8 @@ pub(crate) fn subject(pod: Option<&Pod>, config: &Config, now: u64) -> Subject {
 #[inline(always)]
 pub(crate) fn lost(what: u32, count: u64) {
     if let Some(slot) = LOSSES.get_ptr_mut(what) {
-        // SAFETY: this CPU's own slot.
-        unsafe { *slot += count };
+        // SAFETY: this CPU's own slot, eight aligned bytes.
+        unsafe { add(slot, count) };
     }
 }
 

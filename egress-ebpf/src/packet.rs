@@ -13,7 +13,7 @@ use egress_common::{Lookup, Mode, Reason, Subject, Verdict, decide};
 use crate::answer;
 use crate::emit::{Told, count, received, tell};
 use crate::flow::Toward;
-use crate::forget::{forget_packet, forget_ruling, forget_subject};
+use crate::forget::{forget_packet, forget_ruling, forget_subject, forget_verdict};
 use crate::listen::Listeners;
 use crate::maps::{self, Local, Stage, Tables};
 use crate::wire::{self, Bytes};
@@ -59,12 +59,13 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> (Verdict, Answered) {
         unsafe { (*skb).mark |= bit };
     }
     log(ctx, packet, verdict);
-    let socket_uid = ctx.skb.get_socket_uid();
-    tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
+    let skb = Some(skb);
+    let hook = Hook::PodEgress;
+    tell(&config, &Told { who: &who, hook, packet, ruling, verdict, now, len, ifindex, skb });
     // Not what is wrong with the packet itself: who forges is told nothing.
     let answerable = ruling.line >= 6 && who.answers && packet.is_answerable();
     if matches!(verdict, Verdict::Drop) && answerable {
-        return match answer::send(skb, packet, ifindex) {
+        return match answer::send(maps::skb(ctx), packet, ifindex) {
             Some(()) => (verdict, Answered::Yes),
             None => (verdict, Answered::No),
         };
@@ -97,9 +98,10 @@ pub(crate) fn uplink_egress(ctx: &TcContext) -> Verdict {
     packet.hook = Hook::UplinkEgress;
     let tables = Tables { now, config: &config, stage: Stage::Early };
     let ruling = forget_ruling(decide(&who, packet, &tables), now);
-    let verdict = who.verdict(ruling.reason);
-    let socket_uid = u32::MAX;
-    tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
+    let verdict = forget_verdict(who.verdict(ruling.reason), now);
+    // Forwarding has taken its socket.
+    let (hook, skb) = (Hook::UplinkEgress, None);
+    tell(&config, &Told { who: &who, hook, packet, ruling, verdict, now, len, ifindex, skb });
     verdict
 }
 
@@ -160,16 +162,13 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
     let bounded = who.flags & Pod::BOUNDARY != 0;
     let stage = Stage::Wall(Local { cgroup: owner.cgroup, port: maps::socket_port(skb), bounded });
     let ruling = forget_ruling(decide(&who, &packet, &Tables { now, config: &config, stage }), now);
-    let verdict = who.verdict(ruling.reason);
+    let verdict = forget_verdict(who.verdict(ruling.reason), now);
     // The boundary drops it too, counts it, tells of it, and can answer.
     if matches!(verdict, Verdict::Drop) && ruling.line >= 6 && who.defers(&packet) {
         return Verdict::Allow;
     }
-    let socket_uid = ctx.skb.get_socket_uid();
-    tell(
-        &config,
-        &Told { who: &who, packet: &packet, ruling, verdict, now, len, ifindex, socket_uid },
-    );
+    let (hook, packet, skb) = (Hook::Wall, &packet, Some(skb));
+    tell(&config, &Told { who: &who, hook, packet, ruling, verdict, now, len, ifindex, skb });
     verdict
 }
 
