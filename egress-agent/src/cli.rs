@@ -59,6 +59,8 @@ pub enum Command {
     Crd(Written),
     /// Print the rights the agent needs in a cluster: its account, roles and bindings
     Rbac(Written),
+    /// Print the reference of all metrics, as in docs/metrics.md
+    MetricsDoc,
 }
 
 /// Where the datapath lives.

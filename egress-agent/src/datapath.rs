@@ -23,7 +23,7 @@ pub use attach::{Applied, Attached};
 pub use counters::{CounterReader, EventRing};
 pub use diff::{Capacities, Plan, Refused, diff};
 pub use hooks::HookStatus;
-pub use load::{Loaded, Logger};
+pub use load::{Loaded, Logger, hook_names, map_names};
 pub use preflight::{Check, CheckStatus, preflight};
 pub use sys::SysError;
 pub use uninstall::{Removed, uninstall};

@@ -50,7 +50,8 @@ enum Stage {
 }
 
 impl LostEvents {
-    const NAMES: [&'static str; 3] = ["decode", "aggregate", "write"];
+    /// The stages.
+    pub const NAMES: [&'static str; 3] = ["decode", "aggregate", "write"];
 
     fn count(&self, stage: Stage) {
         if let Some(counter) = self.stages.get(stage as usize) {

@@ -8,6 +8,8 @@ pub mod clock;
 pub mod config;
 pub mod datapath;
 pub mod events;
+#[cfg(test)]
+mod generated;
 pub mod identity;
 pub mod lock;
 pub mod metrics;

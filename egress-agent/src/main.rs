@@ -12,7 +12,7 @@ use egress_agent::cli::{
 use egress_agent::datapath::{self, CheckStatus, Options};
 use egress_agent::policy::explain::Explanation;
 use egress_agent::registry::{self, crd};
-use egress_agent::{agent, lock};
+use egress_agent::{agent, lock, metrics};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -51,6 +51,7 @@ fn main() -> ExitCode {
             answer(definitions().and_then(|objects| manifest(crd.output, &objects)))
         }
         Command::Rbac(rbac) => answer(manifest(rbac.output, &registry::rights())),
+        Command::MetricsDoc => answer(Ok(metrics::reference().trim_end().to_owned())),
     };
     ExitCode::from(code)
 }

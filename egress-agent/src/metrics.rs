@@ -5,9 +5,11 @@
 //! pods leave behind is kept here (see `ledger`). Labels are closed words or names of the cluster,
 //! never an address, a port or a host.
 
+mod catalogue;
 mod collect;
 mod family;
 mod ledger;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod traffic;
@@ -30,6 +32,7 @@ use crate::datapath::{CounterReader, DatapathError};
 use crate::events::LostEvents;
 use crate::registry::Health;
 use crate::supervise::{self, Shutdown};
+pub use catalogue::{Kind, Label, Metric, Values, reference};
 use collect::{Counted, ScrapeError};
 use ledger::Ledger;
 

@@ -14,7 +14,7 @@ pub(crate) fn run() -> Result<()> {
         Command::new("cargo")
             .current_dir(paths::root())
             .args(["test", "--quiet", "--package", "egress-agent", "--lib"])
-            .arg("registry::tests::generated")
+            .arg("generated")
             .env("EGRESS_GENERATE", "1"),
     )
 }

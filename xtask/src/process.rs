@@ -38,11 +38,28 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Runs a command, reads what it says and passes it on to standard output.
 ///
+/// # Errors
+/// As [`read_lines`].
+pub(crate) fn run_read(command: &mut Command, mut read: impl FnMut(&str)) -> Result<()> {
+    eprintln!("$ {}", describe(command));
+    read_lines(command, |line| {
+        read(line);
+        writeln!(std::io::stdout(), "{line}").context("cannot write standard output")
+    })
+}
+
+/// Runs a command and gives each of its lines to `read`.
+///
 /// Both its streams go through one pipe, so that their lines keep their order. Ends
 /// when the command does: a program that a test left behind may hold the pipe for ever.
-pub(crate) fn run_read(command: &mut Command, mut read: impl FnMut(&str)) -> Result<()> {
+///
+/// # Errors
+/// When it cannot be started or fails, and whatever `read` says.
+pub(crate) fn read_lines(
+    command: &mut Command,
+    mut read: impl FnMut(&str) -> Result<()>,
+) -> Result<()> {
     let description = describe(command);
-    eprintln!("$ {description}");
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let second = writer.try_clone().context("cannot make a pipe")?;
     let mut child = command
@@ -51,15 +68,14 @@ pub(crate) fn run_read(command: &mut Command, mut read: impl FnMut(&str)) -> Res
         .stderr(second)
         .spawn()
         .with_context(|| format!("cannot start `{description}`"))?;
+    // The command holds the pipe's other end for as long as it is kept: the reader would wait.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
     let (sender, receiver) = mpsc::channel();
     forward(Some(reader), sender);
     let mut ended = None;
     loop {
         match receiver.recv_timeout(POLL) {
-            Ok(line) => {
-                read(&line);
-                writeln!(std::io::stdout(), "{line}").context("cannot write standard output")?;
-            }
+            Ok(line) => read(&line)?,
             // One more silent interval after the end: what was written before it has been read.
             Err(RecvTimeoutError::Timeout) if ended.is_some() => break,
             Err(RecvTimeoutError::Timeout) => {
@@ -86,6 +102,19 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("`{line}` failed ({}): {}", output.status, said.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a command, after saying which, and returns its standard output; what it says on standard
+/// error is shown as it comes.
+pub(crate) fn output_shown(command: &mut Command) -> Result<String> {
+    let line = describe(command);
+    eprintln!("$ {line}");
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("cannot start `{line}`"))?;
+    if !output.status.success() {
+        bail!("`{line}` failed ({})", output.status);
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -1,5 +1,9 @@
 //! `cargo xtask test`: every tier in order of cost, and no tier is skipped in silence.
 
+mod suites;
+
+use std::ffi::OsStr;
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -20,28 +24,30 @@ const PURE: [&str; 3] = ["egress-common", "egress-agent", "xtask"];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     paths::require_root("test")?;
-    setup::ensure(&[Need::Net, Need::Envoy, Need::ControlPlane, Need::Istiod])?;
+    setup::ensure(&[Need::Net, Need::Envoy, Need::ControlPlane, Need::Istiod, Need::Prometheus])?;
     object::ensure_kept()?;
     // The agent suite runs the agent's program, which building a test of another package omits.
     process::run(cargo("build").args(["--package", "egress-agent", "--bins"]))?;
 
-    let tiers = [
-        ("pure", &PURE[..], Threads::Many),
-        ("eBPF crate on the host", &["egress-ebpf"], Threads::Many),
-        ("object, kernel and agent", &["egress-tests"], Threads::One),
-    ];
+    let tiers = [("pure", &PURE[..]), ("eBPF crate on the host", &["egress-ebpf"])];
     let start = Instant::now();
     let mut total = Tally::default();
     let mut failed = Vec::new();
-    for (name, packages, threads) in tiers {
-        eprintln!("test: {name}");
-        let mut command = tier(packages, threads, &arguments.filter)?;
-        // What libtest prints is passed on as it is, and counted on the way.
-        if let Err(error) = process::run_read(&mut command, |line| total.read(line)) {
+    let mut ended = |name: &'static str, outcome: Result<()>| {
+        if let Err(error) = outcome {
             eprintln!("test: {error:#}");
             failed.push(name);
         }
+    };
+    for (name, packages) in tiers {
+        eprintln!("test: {name}");
+        let mut command = tier(packages, &arguments.filter)?;
+        // What libtest prints is passed on as it is, and counted on the way.
+        ended(name, process::run_read(&mut command, |line| total.read(line)));
     }
+    let name = "object, kernel and agent";
+    eprintln!("test: {name}");
+    ended(name, kernel(&arguments.filter, &mut total));
     let Tally { passed, failed: broken, ignored } = total;
     let seconds = start.elapsed().as_secs();
     eprintln!("test: {passed} passed, {broken} failed, {ignored} ignored, in {seconds} s");
@@ -78,33 +84,50 @@ impl Tally {
     }
 }
 
-/// How many tests of one tier run at a time.
-#[derive(Clone, Copy)]
-enum Threads {
-    Many,
-    /// Kernel suites share one kernel: cgroup hooks of two tests must not judge each other.
-    One,
-}
-
-fn tier(packages: &[&str], threads: Threads, filter: &[String]) -> Result<Command> {
+fn tier(packages: &[&str], filter: &[String]) -> Result<Command> {
     let mut command = cargo("test");
     command.arg("--no-fail-fast");
     for package in packages {
         command.args(["--package", package]);
     }
+    environment(&mut command)?;
+    command.arg("--").args(filter);
+    Ok(command)
+}
+
+/// The suites that need root.
+fn kernel(filter: &[String], total: &mut Tally) -> Result<()> {
+    let package = "egress-tests";
+    let suites = suites::build(package, cargo("test"))?;
+    let mut template = Command::new("true");
+    environment(&mut template)?;
+    let directory = suites::directory(package);
+    let prepare = |program: &Path| {
+        let mut command = Command::new(program);
+        command.current_dir(&directory).envs(known(&template)).args(filter);
+        // Suites share one kernel: cgroup hooks of two tests of a process would judge each other.
+        command.arg("--test-threads=1");
+        command
+    };
+    suites::run(suites, prepare, total, &mut std::io::stdout())
+}
+
+/// What [`environment`] has set.
+fn known(command: &Command) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+    command.get_envs().filter_map(|(name, value)| Some((name, value?)))
+}
+
+/// Where a suite finds what it runs.
+fn environment(command: &mut Command) -> Result<()> {
     command.env("EGRESS_ENVOY", setup::envoy()?).env("EGRESS_AGENT", agent());
     command
         .env("EGRESS_CONTROL_PLANE", setup::control_plane()?)
         .env("EGRESS_ISTIOD", setup::istiod()?);
+    command
+        .env("EGRESS_PROMETHEUS", setup::prometheus()?)
+        .env("EGRESS_PROMTOOL", setup::promtool()?);
     command.env("EGRESS_EBPF_OBJECT_PATH", paths::root().join(crate::sources::OBJECT));
-    command.arg("--").args(filter);
-    match threads {
-        Threads::Many => {}
-        Threads::One => {
-            command.arg("--test-threads=1");
-        }
-    }
-    Ok(command)
+    Ok(())
 }
 
 /// The agent's program, as [`run`] has built it.

@@ -75,6 +75,17 @@ pub(super) const PINNED: [&str; 22] = [
     "EVENTS",
 ];
 
+/// Names of all hooks, as metrics and `status` tell them.
+pub fn hook_names() -> Vec<&'static str> {
+    let hooks = CGROUP_HOOKS.iter().chain(&PEER_HOOKS).chain(&INTERFACE_HOOKS);
+    hooks.chain([&UPLINK_HOOK]).map(|hook| hook.name).collect()
+}
+
+/// Names of the maps that outlive the agent, likewise.
+pub fn map_names() -> Vec<&'static str> {
+    PINNED.to_vec()
+}
+
 /// Maps whose size [`Options::capacity`] overrides.
 const SIZED: [&str; 3] = ["EXACT", "ADDRESSES", "RANGES"];
 

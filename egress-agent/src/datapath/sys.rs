@@ -139,6 +139,13 @@ pub(super) fn update_link(
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr, || what.to_owned()).map(drop)
 }
 
+/// `BPF_LINK_DETACH` (Linux 5.9): the link holds nothing from here on. Without it the kernel lets
+/// go of a link some time after its last descriptor and pin are gone.
+pub(super) fn detach_link(link: BorrowedFd<'_>, what: &str) -> Result<(), SysError> {
+    let mut attr = link.as_raw_fd().cast_unsigned();
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr, || what.to_owned()).map(drop)
+}
+
 /// What a link says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LinkInfo {
@@ -213,6 +220,7 @@ const fn name(command: bpf_cmd) -> &'static str {
         bpf_cmd::BPF_OBJ_PIN => "BPF_OBJ_PIN",
         bpf_cmd::BPF_LINK_CREATE => "BPF_LINK_CREATE",
         bpf_cmd::BPF_LINK_UPDATE => "BPF_LINK_UPDATE",
+        bpf_cmd::BPF_LINK_DETACH => "BPF_LINK_DETACH",
         bpf_cmd::BPF_OBJ_GET_INFO_BY_FD => "BPF_OBJ_GET_INFO_BY_FD",
         _ => "bpf",
     }

@@ -5,13 +5,14 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::attach::unlink;
 use super::load::{CGROUP_HOOKS, INTERFACE_HOOKS, PEER_HOOKS, PINNED, UPLINK_HOOK};
-use super::{DatapathError, Options};
+use super::{DatapathError, Options, sys};
 
 /// What was removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -41,9 +42,9 @@ pub fn uninstall(options: &Options) -> Result<Removed, DatapathError> {
     }
 
     let links = root.join("links");
-    removed.links += clear(&links, root, &is_hook)?;
-    removed.links += clear(&options.interface_pins(), root, &is_interface_link)?;
-    removed.links += clear(&options.uplink_pins(), root, &|name| name.parse::<u32>().is_ok())?;
+    removed.links += detach(&links, root, &is_hook)?;
+    removed.links += detach(&options.interface_pins(), root, &is_interface_link)?;
+    removed.links += detach(&options.uplink_pins(), root, &|name| name.parse::<u32>().is_ok())?;
     for schema in list(root, root)?.into_iter().filter(|path| is_schema(name(path))) {
         let program = |name: &str| is_hook(name.strip_suffix("-new").unwrap_or(name));
         removed.objects += clear(&schema.join("progs"), root, &program)?;
@@ -71,6 +72,19 @@ fn is_interface_link(name: &str) -> bool {
 
 fn is_schema(name: &str) -> bool {
     name.strip_prefix('s').is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+/// [`clear`] for links, each told to let go first: traffic flows when this returns.
+fn detach(
+    directory: &Path,
+    root: &Path,
+    ours: &dyn Fn(&str) -> bool,
+) -> Result<usize, DatapathError> {
+    for path in list(directory, root)?.into_iter().filter(|path| ours(name(path))) {
+        let link = sys::open_pin(&path)?;
+        sys::detach_link(link.as_fd(), &path.display().to_string())?;
+    }
+    clear(directory, root, ours)
 }
 
 /// Removes the pins of a directory whose names are ours; returns how many there were.

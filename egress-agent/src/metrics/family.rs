@@ -4,28 +4,18 @@ use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
 };
 
+use super::catalogue::{Kind, Label};
+
 /// A family that is being filled.
 pub(super) struct Family {
-    name: &'static str,
-    help: &'static str,
-    kind: MetricType,
-    metrics: Vec<Metric>,
+    metric: super::Metric,
+    samples: Vec<Metric>,
 }
 
 impl Family {
-    /// A counter; its name ends in `_total`.
-    pub(super) const fn counter(name: &'static str, help: &'static str) -> Self {
-        Self { name, help, kind: MetricType::COUNTER, metrics: Vec::new() }
-    }
-
-    /// A gauge.
-    pub(super) const fn gauge(name: &'static str, help: &'static str) -> Self {
-        Self { name, help, kind: MetricType::GAUGE, metrics: Vec::new() }
-    }
-
-    /// A histogram.
-    pub(super) const fn histogram(name: &'static str, help: &'static str) -> Self {
-        Self { name, help, kind: MetricType::HISTOGRAM, metrics: Vec::new() }
+    /// An empty family of the catalogue.
+    pub(super) const fn new(metric: super::Metric) -> Self {
+        Self { metric, samples: Vec::new() }
     }
 
     /// Adds a histogram's sample: each upper bound with the number of observations below it, how
@@ -48,19 +38,21 @@ impl Family {
         histogram.set_sample_sum(sum);
         let mut metric = Metric::default();
         metric.set_histogram(histogram);
-        self.metrics.push(metric);
+        self.samples.push(metric);
     }
 
-    /// Adds one sample.
-    pub(super) fn add(&mut self, labels: &[(&str, &str)], value: f64) {
-        let pair = |(name, value): &(&str, &str)| {
+    /// Adds one sample; `values` are those of the catalogue's labels, in its order.
+    pub(super) fn add(&mut self, values: &[&str], value: f64) {
+        let labels = self.metric.labels();
+        debug_assert_eq!(values.len(), labels.len(), "labels of {}", self.metric.name());
+        let pair = |(label, value): (&Label, &&str)| {
             let mut pair = LabelPair::default();
-            pair.set_name((*name).to_owned());
+            pair.set_name(label.name.to_owned());
             pair.set_value((*value).to_owned());
             pair
         };
-        let mut metric = Metric::from_label(labels.iter().map(pair).collect());
-        if self.kind == MetricType::COUNTER {
+        let mut metric = Metric::from_label(labels.iter().zip(values).map(pair).collect());
+        if self.metric.kind() == Kind::Counter {
             let mut counter = Counter::default();
             counter.set_value(value);
             metric.set_counter(counter);
@@ -69,19 +61,23 @@ impl Family {
             gauge.set_value(value);
             metric.set_gauge(gauge);
         }
-        self.metrics.push(metric);
+        self.samples.push(metric);
     }
 
     /// The finished family; one without samples says nothing.
     pub(super) fn finish(self) -> Option<MetricFamily> {
-        if self.metrics.is_empty() {
+        if self.samples.is_empty() {
             return None;
         }
         let mut family = MetricFamily::default();
-        family.set_name(self.name.to_owned());
-        family.set_help(self.help.to_owned());
-        family.set_field_type(self.kind);
-        family.set_metric(self.metrics);
+        family.set_name(self.metric.name().to_owned());
+        family.set_help(self.metric.help().to_owned());
+        family.set_field_type(match self.metric.kind() {
+            Kind::Counter => MetricType::COUNTER,
+            Kind::Gauge => MetricType::GAUGE,
+            Kind::Histogram => MetricType::HISTOGRAM,
+        });
+        family.set_metric(self.samples);
         Some(family)
     }
 }

@@ -14,6 +14,7 @@ use egress_common::state::{Counter, CounterKey, Direction};
 use egress_common::{Reason, Verdict};
 
 use crate::agent::AgentState;
+use crate::policy::Coverage;
 
 /// Namespace, workload and gateway of what has no name any more.
 const UNKNOWN: &str = "unknown";
@@ -32,6 +33,11 @@ pub(super) struct Workload {
 }
 
 impl Workload {
+    /// The workload of a pod.
+    pub(super) fn of(pod: &Coverage) -> Self {
+        Self { namespace: pod.pod.namespace.clone(), name: pod.workload.1.clone() }
+    }
+
     fn unknown() -> Self {
         Self { namespace: UNKNOWN.to_owned(), name: UNKNOWN.to_owned() }
     }
@@ -82,10 +88,8 @@ impl Ledger {
         let mut live = BTreeSet::new();
         for pod in &state.desired.coverage {
             let id = PodId::of(&pod.uid);
-            let namespace = pod.pod.namespace.clone();
-            let workload = Workload { namespace, name: pod.workload.1.clone() };
             live.insert(id);
-            self.pods.insert(id, Known { workload, gone: None });
+            self.pods.insert(id, Known { workload: Workload::of(pod), gone: None });
         }
         // What the kernel still judges still counts, whether or not the registry names it.
         live.extend(state.tables.pods.values().map(|pod| pod.id));

@@ -72,6 +72,19 @@ pub(super) fn state() -> AgentState {
     state
 }
 
+/// The same node, on which connections of the policy are redirected.
+fn redirecting() -> AgentState {
+    let mut state = state();
+    let mut tables = (*state.tables).clone();
+    let (key, gateway) = (
+        RedirectKey::new(PolicyId::of("shop"), 443, true, 0),
+        GatewayId::of("istio-system", "egw"),
+    );
+    tables.redirects.insert(key, RedirectTo::new(Addr::v4([10, 0, 0, 1]), 8443, gateway, 1));
+    state.tables = Arc::new(tables);
+    state
+}
+
 /// The same node after its pod has gone.
 pub(super) fn without_pods() -> AgentState {
     AgentState::of(Snapshot::default(), Desired::default())
@@ -108,40 +121,92 @@ fn shape(sample: &str) -> String {
 }
 
 #[test]
-fn names_and_labels_are_frozen() {
-    let text = exposition_of(&state(), counters("uid-1", 7));
-    let shapes: BTreeSet<String> = samples(&text).iter().map(|(sample, _)| shape(sample)).collect();
-    let pod = "source_namespace,source_workload,source_pod,gateway,verdict,reason";
-    let workload = "source_namespace,source_workload,gateway,verdict,reason";
-    let expected = [
-        "egress_agent_lease_age_seconds".to_owned(),
-        "egress_apply_total{result}".to_owned(),
-        "egress_bpf_map_capacity{map}".to_owned(),
-        "egress_bpf_map_entries{map}".to_owned(),
-        "egress_bpf_program_attached{hook}".to_owned(),
-        "egress_build_info{version,schema}".to_owned(),
-        "egress_enforcement_mode{mode}".to_owned(),
-        "egress_events_lost_total{stage}".to_owned(),
-        "egress_events_suppressed_total".to_owned(),
-        "egress_gateway_endpoints{gateway,state}".to_owned(),
-        "egress_gateway_rejected_endpoints_total{reason}".to_owned(),
-        "egress_node_audit_total{reason}".to_owned(),
-        "egress_node_drops_total{reason}".to_owned(),
-        format!("egress_pod_bytes_total{{{pod},direction}}"),
-        format!("egress_pod_connections_total{{{pod}}}"),
-        format!("egress_pod_packets_total{{{pod},direction}}"),
-        "egress_pods{state}".to_owned(),
-        "egress_policy_generation".to_owned(),
-        "egress_registry_connected".to_owned(),
-        "egress_registry_last_sync_timestamp_seconds".to_owned(),
-        "egress_registry_problems{code}".to_owned(),
-        "egress_registry_propagation_seconds_bucket{le}".to_owned(),
-        "egress_registry_propagation_seconds_count".to_owned(),
-        "egress_registry_propagation_seconds_sum".to_owned(),
-        format!("egress_workload_bytes_total{{{workload},direction}}"),
-        format!("egress_workload_connections_total{{{workload}}}"),
-    ];
-    assert_eq!(shapes.into_iter().collect::<Vec<_>>(), expected);
+fn what_the_catalogue_promises_is_exported_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("objects.yaml"), OBJECTS).unwrap();
+    let mut state = redirecting();
+    state.snapshot = Arc::new(crate::registry::read_directory(directory.path()).unwrap());
+    assert_eq!(state.snapshot.problems, []);
+    let text = exposition_of(&state, counters("uid-1", 7));
+    let exported: BTreeSet<String> =
+        samples(&text).iter().map(|(sample, _)| shape(sample)).collect();
+    let mut promised = BTreeSet::new();
+    for metric in Metric::ALL {
+        let mut labels: Vec<&str> = metric.labels().iter().map(|label| label.name).collect();
+        let suffixes: &[&str] = match metric.kind() {
+            Kind::Counter | Kind::Gauge => &[""],
+            Kind::Histogram => &["_count", "_sum"],
+        };
+        let named = |name: &str, labels: &[&str]| match labels {
+            [] => name.to_owned(),
+            labels => format!("{name}{{{}}}", labels.join(",")),
+        };
+        promised.extend(
+            suffixes.iter().map(|suffix| named(&format!("{}{suffix}", metric.name()), &labels)),
+        );
+        if metric.kind() == Kind::Histogram {
+            labels.push("le");
+            promised.insert(named(&format!("{}_bucket", metric.name()), &labels));
+        }
+    }
+    assert_eq!(exported, promised);
+}
+
+const OBJECTS: &str = "apiVersion: egress-enforcer.io/v1alpha1
+kind: EgressPolicy
+metadata: {name: shop}
+spec:
+  selector: {namespaces: [shop]}
+  mode: audit
+---
+apiVersion: egress-enforcer.io/v1alpha1
+kind: EgressException
+metadata: {name: outage}
+spec:
+  scope: {namespaces: [shop]}
+  destination: {cidr: 198.51.100.0/24}
+  expiresAt: \"2100-01-01T00:00:00Z\"
+  reason: gateway outage
+  requester: oncall@example.com
+";
+
+/// Whoever writes an alert or a dashboard relies on these. A name is only ever added.
+#[test]
+fn names_types_and_labels_are_frozen() {
+    let row = |metric: &Metric| {
+        let labels: Vec<&str> = metric.labels().iter().map(|label| label.name).collect();
+        format!("{} {} {}", metric.kind().name(), metric.name(), labels.join(","))
+    };
+    let mut rows: Vec<String> =
+        Metric::ALL.iter().map(|metric| row(metric).trim_end().to_owned()).collect();
+    rows.sort();
+    assert_eq!(rows.join("\n"), include_str!("frozen.txt").trim_end());
+}
+
+#[test]
+fn a_closed_label_has_only_the_words_of_the_catalogue() {
+    let text = exposition_of(&redirecting(), counters("uid-1", 7));
+    let mut seen = 0;
+    for (sample, _) in samples(&text) {
+        let Some((name, labels)) = sample.split_once('{') else { continue };
+        let Some(metric) = Metric::ALL.iter().find(|metric| metric.name() == name) else {
+            continue;
+        };
+        for label in metric.labels() {
+            let Values::Words(all) = label.values else { continue };
+            let start = format!("{}=\"", label.name);
+            let (_, rest) = labels.split_once(&start).unwrap();
+            let word = rest.split('"').next().unwrap();
+            assert!(all().contains(&word), "{sample}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 100, "{seen}");
+}
+
+#[test]
+fn the_generated_reference_is_that_of_the_catalogue() {
+    crate::generated::same_reference("docs/metrics.md", &reference());
 }
 
 #[test]
@@ -170,14 +235,8 @@ fn no_label_set_appears_twice() {
 
 #[test]
 fn a_redirected_connection_counts_as_one_and_not_as_another_connection() {
-    let mut state = state();
-    let mut tables = (*state.tables).clone();
-    let (key, gateway) = (
-        RedirectKey::new(PolicyId::of("shop"), 443, true, 0),
-        GatewayId::of("istio-system", "egw"),
-    );
-    tables.redirects.insert(key, RedirectTo::new(Addr::v4([10, 0, 0, 1]), 8443, gateway, 1));
-    state.tables = Arc::new(tables);
+    let state = redirecting();
+    let gateway = GatewayId::of("istio-system", "egw");
     let pod = r#"{source_namespace="shop",source_workload="cart",source_pod="cart-0",gateway="istio-system/egw"}"#;
     let unused = exposition_of(&state, BTreeMap::new());
     assert!(unused.contains(&format!("egress_pod_redirects_total{pod} 0\n")), "{unused}");
@@ -219,6 +278,9 @@ fn what_may_never_have_happened_is_there_at_zero() {
              source_pod=\"cart-0\",gateway=\"\",verdict=\"{verdict}\",reason=\"not_gateway\"}} 0\n"
         );
         assert!(text.contains(&sample), "{sample}");
+        let workload =
+            sample.replace("egress_pod", "egress_workload").replace("source_pod=\"cart-0\",", "");
+        assert!(text.contains(&workload), "{workload}");
     }
 }
 

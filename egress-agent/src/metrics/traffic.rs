@@ -6,8 +6,9 @@ use egress_common::key::PodId;
 use egress_common::state::{Counter, CounterKey, Direction};
 use egress_common::{Reason, Verdict};
 
+use super::Metric;
 use super::family::{Family, number};
-use super::ledger::{Ledger, Words, add};
+use super::ledger::{Ledger, Words, Workload, add};
 use crate::agent::AgentState;
 use crate::policy::Coverage;
 
@@ -17,31 +18,20 @@ pub(super) fn traffic(
     ledger: &Ledger,
     counters: &BTreeMap<CounterKey, Counter>,
 ) -> Vec<Family> {
-    let mut connections = Family::counter(
-        "egress_pod_connections_total",
-        "Connections opened or attempted by a pod; for protocols without connections, datagrams.",
-    );
-    let mut packets =
-        Family::counter("egress_pod_packets_total", "Packets of a pod, by verdict and direction.");
-    let mut bytes = Family::counter(
-        "egress_pod_bytes_total",
-        "Bytes of a pod on the wire that were not dropped, by gateway and direction.",
-    );
-    let mut redirects = Family::counter(
-        "egress_pod_redirects_total",
-        "Connections of a pod to the outside that were rewritten to a gateway; each is also one of \
-         its connections with reason gateway.",
-    );
+    let mut connections = Family::new(Metric::PodConnections);
+    let mut packets = Family::new(Metric::PodPackets);
+    let mut bytes = Family::new(Metric::PodBytes);
+    let mut redirects = Family::new(Metric::PodRedirects);
     for (source, counter) in by_pod(state, ledger, counters) {
         let Words { verdict, reason, direction } = source.words;
         let labels = [
-            ("source_namespace", source.namespace),
-            ("source_workload", source.workload),
-            ("source_pod", source.pod),
-            ("gateway", source.gateway),
-            ("verdict", verdict.name()),
-            ("reason", reason.name()),
-            ("direction", direction.name()),
+            source.namespace,
+            source.workload,
+            source.pod,
+            source.gateway,
+            verdict.name(),
+            reason.name(),
+            direction.name(),
         ];
         if reason == Reason::Redirected {
             redirects.add(&labels[..4], number(counter.connections));
@@ -57,7 +47,7 @@ pub(super) fn traffic(
         }
     }
     let mut families = vec![connections, packets, bytes, redirects];
-    families.extend(workloads(ledger, counters));
+    families.extend(workloads(state, ledger, counters));
     families
 }
 
@@ -99,20 +89,28 @@ fn by_pod<'a>(
             add(sums.entry(source).or_default(), counter);
         }
     }
-    // A first denial must be an increase from zero, not a series that is born at one; a first
-    // redirected connection as well.
-    for pod in coverage.iter().filter(|pod| pod.policy.is_some()) {
-        for gateway in redirects_to(state, pod) {
-            let (verdict, reason) = (Verdict::Allow, Reason::Redirected);
-            let words = Words { verdict, reason, direction: Direction::Tx };
-            sums.entry(Source::of(pod, ledger.gateway(gateway), words)).or_default();
-        }
-        for verdict in [Verdict::Audit, Verdict::Drop] {
-            let words = Words { verdict, reason: Reason::NotGateway, direction: Direction::Tx };
-            sums.entry(Source::of(pod, "", words)).or_default();
-        }
+    for (pod, gateway, words) in starting_at_zero(state, ledger) {
+        sums.entry(Source::of(pod, gateway, words)).or_default();
     }
     sums
+}
+
+/// What is told before it has happened: a first denial must be an increase from zero, not a series
+/// that is born at one; a first redirected connection as well.
+fn starting_at_zero<'a>(
+    state: &'a AgentState,
+    ledger: &'a Ledger,
+) -> impl Iterator<Item = (&'a Coverage, &'a str, Words)> {
+    let governed = state.desired.coverage.iter().filter(|pod| pod.policy.is_some());
+    let word = |verdict, reason| Words { verdict, reason, direction: Direction::Tx };
+    governed.flat_map(move |pod| {
+        let redirects = redirects_to(state, pod);
+        let redirects = redirects.map(move |gateway| {
+            (pod, ledger.gateway(gateway), word(Verdict::Allow, Reason::Redirected))
+        });
+        let denials = [Verdict::Audit, Verdict::Drop];
+        redirects.chain(denials.map(|verdict| (pod, "", word(verdict, Reason::NotGateway))))
+    })
 }
 
 /// The gateways that a pod's connections may be redirected to.
@@ -124,28 +122,28 @@ fn redirects_to<'a>(state: &'a AgentState, pod: &Coverage) -> impl Iterator<Item
     own.map(|(_, to)| to.gateway.0)
 }
 
-fn workloads(ledger: &Ledger, counters: &BTreeMap<CounterKey, Counter>) -> [Family; 3] {
-    let mut connections = Family::counter(
-        "egress_workload_connections_total",
-        "egress_pod_connections_total summed over a workload, pods that are gone included.",
-    );
-    let mut bytes = Family::counter(
-        "egress_workload_bytes_total",
-        "egress_pod_bytes_total summed over a workload, pods that are gone included.",
-    );
-    let mut redirects = Family::counter(
-        "egress_workload_redirects_total",
-        "egress_pod_redirects_total summed over a workload, pods that are gone included.",
-    );
-    for ((workload, gateway, words), counter) in ledger.workloads(counters) {
+fn workloads(
+    state: &AgentState,
+    ledger: &Ledger,
+    counters: &BTreeMap<CounterKey, Counter>,
+) -> [Family; 4] {
+    let mut connections = Family::new(Metric::WorkloadConnections);
+    let mut packets = Family::new(Metric::WorkloadPackets);
+    let mut bytes = Family::new(Metric::WorkloadBytes);
+    let mut redirects = Family::new(Metric::WorkloadRedirects);
+    let mut sums = ledger.workloads(counters);
+    for (pod, gateway, words) in starting_at_zero(state, ledger) {
+        sums.entry((Workload::of(pod), gateway.to_owned(), words)).or_default();
+    }
+    for ((workload, gateway, words), counter) in sums {
         let Words { verdict, reason, direction } = words;
         let labels = [
-            ("source_namespace", workload.namespace.as_str()),
-            ("source_workload", workload.name.as_str()),
-            ("gateway", gateway.as_str()),
-            ("verdict", verdict.name()),
-            ("reason", reason.name()),
-            ("direction", direction.name()),
+            workload.namespace.as_str(),
+            workload.name.as_str(),
+            gateway.as_str(),
+            verdict.name(),
+            reason.name(),
+            direction.name(),
         ];
         if reason == Reason::Redirected {
             redirects.add(&labels[..3], number(counter.connections));
@@ -154,9 +152,10 @@ fn workloads(ledger: &Ledger, counters: &BTreeMap<CounterKey, Counter>) -> [Fami
         if direction == Direction::Tx {
             connections.add(&labels[..labels.len() - 1], number(counter.connections));
         }
+        packets.add(&labels, number(counter.packets));
         if verdict != Verdict::Drop {
             bytes.add(&labels, number(counter.bytes));
         }
     }
-    [connections, bytes, redirects]
+    [connections, packets, bytes, redirects]
 }

@@ -1,24 +1,8 @@
 //! Files of the repository that are made from the code say what the code says.
 
-use std::fs;
-use std::path::PathBuf;
-
 use super::reference;
+use crate::generated::{same, same_reference};
 use crate::registry::{crd, rights};
-
-/// Compares a file with what it should be, or writes it where `cargo xtask generate` asks for it.
-fn same(file: &str, expected: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
-    if std::env::var_os("EGRESS_GENERATE").is_some() {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, expected).unwrap();
-    }
-    let found = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        found == expected,
-        "{file} is not what the code says: run `cargo xtask generate` and commit the result"
-    );
-}
 
 #[test]
 fn the_definitions_in_deploy_are_those_of_the_code() {
@@ -38,14 +22,7 @@ fn the_rights_in_deploy_are_those_of_the_code() {
 
 #[test]
 fn the_reference_of_policies_is_that_of_the_code() {
-    const FILE: &str = "docs/policy.md";
-    let (open, close) = ("<!-- reference -->\n", "<!-- /reference -->\n");
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(FILE);
-    let text = fs::read_to_string(path).unwrap();
-    let (before, rest) = text.split_once(open).unwrap();
-    let (_, after) = rest.split_once(close).unwrap();
-    let reference = reference::reference(&crd::definitions().unwrap());
-    same(FILE, &format!("{before}{open}\n{reference}{close}{after}"));
+    same_reference("docs/policy.md", &reference::reference(&crd::definitions().unwrap()));
 }
 
 /// A field nobody described is a field nobody understands.
