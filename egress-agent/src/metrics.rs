@@ -29,7 +29,7 @@ use tokio::sync::{Mutex, watch};
 use crate::agent::AgentState;
 use crate::clock::boot_clock;
 use crate::datapath::{CounterReader, DatapathError};
-use crate::events::LostEvents;
+use crate::events::EventCounts;
 use crate::registry::Health;
 use crate::supervise::{self, Shutdown};
 pub use catalogue::{Kind, Label, Metric, Values, reference};
@@ -57,7 +57,7 @@ pub struct Readiness {
 struct Sources {
     states: watch::Receiver<Arc<AgentState>>,
     reader: CounterReader,
-    lost: LostEvents,
+    events: EventCounts,
     ledger: std::sync::Mutex<Ledger>,
 }
 
@@ -75,7 +75,7 @@ impl Sources {
         // A pod this state is the first to name counts under its name at once.
         ledger.learn(&state, boot_clock());
         let counted = Counted::read(&self.reader)?;
-        collect::collect(&state, &counted, &ledger, &self.lost)
+        collect::collect(&state, &counted, &ledger, &self.events)
     }
 
     fn settle(&self) -> Result<(), DatapathError> {
@@ -96,11 +96,11 @@ impl Readiness {
         &self,
         states: watch::Receiver<Arc<AgentState>>,
         reader: CounterReader,
-        lost: LostEvents,
+        events: EventCounts,
     ) {
         // The agent says so once; a second time would change nothing.
         let ledger = std::sync::Mutex::default();
-        let _ = self.sources.set(Sources { states, reader, lost, ledger });
+        let _ = self.sources.set(Sources { states, reader, events, ledger });
     }
 }
 

@@ -414,6 +414,8 @@ pub mod loss {
     pub const CALL: u32 = 7;
     /// Entries of the table.
     pub const SLOTS: u32 = 8;
+    /// The stages at which a counted decision loses its event.
+    pub const EVENTS: [&str; 3] = ["ring", "bucket_pod", "bucket_node"];
     /// Metric label of each index.
     pub const NAMES: [&str; 8] = [
         "ring",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use egress_common::state::{Counter, CounterKey};
+use egress_common::state::{Counter, CounterKey, loss};
 use egress_common::{Reason, Verdict};
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
@@ -13,7 +13,7 @@ use super::ledger::Ledger;
 use super::traffic::traffic;
 use crate::agent::AgentState;
 use crate::datapath::{CounterReader, DatapathError};
-use crate::events::LostEvents;
+use crate::events::{EventCounts, Mechanism};
 
 /// Why a scrape failed.
 #[derive(Debug, thiserror::Error)]
@@ -48,11 +48,11 @@ pub(super) fn collect(
     state: &AgentState,
     counted: &Counted,
     ledger: &Ledger,
-    lost: &LostEvents,
+    counts: &EventCounts,
 ) -> Result<String, ScrapeError> {
     let mut families = traffic(state, ledger, &counted.pods);
     families.extend(node(&counted.node));
-    families.extend(losses(&counted.losses, lost));
+    families.extend(events(state, &counted.losses, counts));
     families.extend(super::standing::standing(state));
     families.push(build_info());
     encode(families)
@@ -77,20 +77,45 @@ fn node(totals: &BTreeMap<(Verdict, Reason), Counter>) -> Vec<Family> {
     vec![drops, audits]
 }
 
-fn losses(kernel: &[(&'static str, u64)], lost: &LostEvents) -> Vec<Family> {
-    let mut events = Family::new(Metric::EventsLost);
+fn events(
+    state: &AgentState,
+    kernel: &[(&'static str, u64)],
+    counts: &EventCounts,
+) -> Vec<Family> {
+    let mut lost = Family::new(Metric::EventsLost);
     let mut suppressed = Family::new(Metric::EventsSuppressed);
+    let mut tables = Family::new(Metric::KernelLost);
     for (stage, count) in kernel {
         if *stage == "suppressed" {
             suppressed.add(&[], number(*count));
+        } else if loss::EVENTS.contains(stage) {
+            lost.add(&[stage], number(*count));
         } else {
-            events.add(&[stage], number(*count));
+            tables.add(&[stage], number(*count));
         }
     }
-    for (stage, count) in lost.counts() {
-        events.add(&[stage], number(count));
+    for (stage, count) in counts.lost() {
+        lost.add(&[stage], number(count));
     }
-    vec![events, suppressed]
+    let (records, decisions) = counts.written();
+    let mut written = Family::new(Metric::EventsWritten);
+    written.add(&[], number(records));
+    let mut told = Family::new(Metric::EventsDecisions);
+    told.add(&[], number(decisions));
+    let mut attempts = Family::new(Metric::BypassAttempts);
+    let mut sums: BTreeMap<_, u64> = BTreeMap::new();
+    // From zero: an increase is seen from the first attempt on.
+    for pod in state.desired.coverage.iter().filter(|pod| pod.policy.is_some()) {
+        let workload = (pod.pod.namespace.clone(), pod.workload.1.clone());
+        sums.extend(Mechanism::ALL.map(|mechanism| ((workload.clone(), mechanism), 0)));
+    }
+    for (namespace, workload, mechanism, count) in counts.bypass_attempts() {
+        sums.insert(((namespace, workload), mechanism), count);
+    }
+    for (((namespace, workload), mechanism), count) in sums {
+        attempts.add(&[&namespace, &workload, mechanism.name()], number(count));
+    }
+    vec![lost, suppressed, tables, written, told, attempts]
 }
 
 fn build_info() -> Family {

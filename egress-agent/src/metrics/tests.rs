@@ -102,9 +102,9 @@ fn exposition_of(state: &AgentState, pods: BTreeMap<CounterKey, Counter>) -> Str
     let mut ledger = Ledger::default();
     ledger.learn(state, 1);
     let losses =
-        vec![("ring", 0), ("counter", 0), ("reply", 0), ("suppressed", 0), ("original", 0)];
+        egress_common::state::loss::NAMES.map(|name| (name, 0)).to_vec();
     let counted = Counted { pods, node: BTreeMap::new(), losses };
-    collect(state, &counted, &ledger, &LostEvents::default()).unwrap()
+    collect(state, &counted, &ledger, &EventCounts::default()).unwrap()
 }
 
 /// Samples as (name with labels, value).
