@@ -1,6 +1,7 @@
 //! The only place that knows everybody: registry in, kernel out, and what is told about it.
 
 mod inputs;
+mod lease;
 mod propagation;
 mod report;
 mod state;
@@ -14,7 +15,7 @@ use egress_common::state::Pod as KernelPod;
 use tokio::sync::{Notify, watch};
 
 use crate::cli::{Run, exit};
-use crate::clock::boot_clock;
+use crate::clock::{BootEpoch, boot_clock};
 use crate::config::{ConfigError, File};
 use crate::datapath::{
     Applied, Attached, Check, CheckStatus, DatapathError, Loaded, Options, preflight,
@@ -27,7 +28,8 @@ use crate::registry::{Published, Registry, RegistryError, report_changes};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, registry};
 
-use inputs::Inputs;
+use inputs::{Inputs, View};
+use lease::{BEAT, first_snapshot};
 pub use propagation::Propagation;
 pub use state::{AgentState, Known};
 
@@ -106,6 +108,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     if checks.iter().any(|check| check.status == CheckStatus::Fail) {
         return Err(RunError::Preflight(checks));
     }
+    let _pins = Lock::take_pins(&options.bpffs)?;
     let kubepods = Kubepods::find(arguments.cgroup_root.as_deref()).map_err(anyhow::Error::from)?;
     let own = kubepods.own().map_err(anyhow::Error::from)?;
     let mut loaded = Loaded::load(&options).map_err(anyhow::Error::from)?;
@@ -152,6 +155,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         unknown_pod: file.unknown_pod(),
         lease,
         mark,
+        epoch: BootEpoch::now(),
     };
     // Probes answer from the start; nothing else does before the first snapshot is applied.
     let readiness = metrics::Readiness::new(published.health.clone());
@@ -159,10 +163,8 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     tasks.start("http", async move { Ok(metrics::serve(listener, ready, until).await?) });
     let until = shutdown.clone();
     let main = async move {
-        let mut until = until;
-        tokio::select! {
-            () = until.requested() => return Ok(()),
-            first = published.snapshots.wait_for(|known| known.revision > 0) => drop(first?),
+        if !first_snapshot(&mut published, &mut loaded, until.clone()).await? {
+            return Ok(());
         }
         let (mut enforcer, states) = Enforcer::start(inputs, loaded, published)?;
         let reader = enforcer.attached.reader()?;
@@ -196,17 +198,31 @@ impl Enforcer {
         mut registry: Published,
     ) -> anyhow::Result<(Self, States)> {
         let snapshot = Arc::clone(&registry.snapshots.borrow_and_update());
-        let (held, no_redirect) = (loaded.held(), loaded.no_redirect());
-        let mut desired = inputs.compile(&snapshot, &loaded.actual()?, &[], held, no_redirect)?;
+        let (actual, verified) = (loaded.actual()?, loaded.held());
+        let view = View { held: &actual, known: &[], verified, no_redirect: loaded.no_redirect() };
+        let (mut desired, fit) = inputs.fitting(&snapshot, view, loaded.capacities())?;
+        let refused = match fit {
+            Ok(()) => None,
+            // Nothing is there to go on with.
+            Err(refused) if actual.config.generation == 0 => {
+                return Err(DatapathError::Refused(refused).into());
+            }
+            Err(refused) => {
+                tracing::error!(error = refused.to_string(), "policy refused; the old one stays");
+                Some(refused.to_string())
+            }
+        };
         let path: &Path = &inputs.kubepods.path;
-        let can_redirect = no_redirect.is_none();
-        let (mut attached, mut applied) =
-            loaded.attach(path, &desired.tables, desired.may_remove)?;
-        if can_redirect && attached.no_redirect().is_some() {
+        let can_redirect = loaded.no_redirect().is_none();
+        let tables = if refused.is_some() { &actual } else { &desired.tables };
+        let (mut attached, mut applied) = loaded.attach(path, tables, desired.may_remove)?;
+        if can_redirect && attached.no_redirect().is_some() && refused.is_none() {
             // The hooks it needs were loaded and could not be attached.
             let (held, verified) = (attached.actual()?, attached.verified());
             let known = &desired.coverage;
-            desired = inputs.compile(&snapshot, &held, known, verified, attached.no_redirect())?;
+            let no_redirect = attached.no_redirect();
+            let view = View { held: &held, known, verified, no_redirect };
+            desired = inputs.compile(&snapshot, view)?;
             applied = attached.apply(&desired.tables, desired.may_remove)?;
         }
         if let Some(why) = attached.no_redirect() {
@@ -223,9 +239,9 @@ impl Enforcer {
             hooks: Arc::new(attached.hooks()),
             usage: Arc::new(attached.usage(&tables)),
             tables: Arc::new(tables),
-            refused: None,
+            applies: if refused.is_some() { (0, 1) } else { (1, 0) },
+            refused,
             warnings: applied.warnings.clone(),
-            applies: (1, 0),
             registry: Known::of(&registry.health.borrow()),
             propagation: Propagation::default(),
             beat: boot_clock(),
@@ -276,7 +292,7 @@ impl Enforcer {
     }
 
     async fn follow(mut self, wake: Arc<Notify>, mut shutdown: Shutdown) -> anyhow::Result<()> {
-        let mut beats = tokio::time::interval(Duration::from_secs(1));
+        let mut beats = tokio::time::interval(BEAT);
         loop {
             tokio::select! {
                 () = shutdown.requested() => return Ok(()),
@@ -296,8 +312,9 @@ impl Enforcer {
         }
     }
 
-    /// The sign of life, with a look at what is attached. True when the boundary is attached
-    /// elsewhere than what the kernel was told: then the policy is compiled again.
+    /// The sign of life, with a look at what is attached and at the clocks. True when the policy
+    /// must be compiled again: the boundary is attached elsewhere than what the kernel was told, or
+    /// the wall clock was set and ends of exceptions move with it.
     fn beat(&mut self) -> anyhow::Result<bool> {
         self.attached.beat()?;
         let hooks = self.attached.hooks();
@@ -317,7 +334,11 @@ impl Enforcer {
             state.hooks = Arc::new(hooks);
             state.registry = Known::of(&self.registry.health.borrow());
         });
-        Ok(self.is_bounded_elsewhere())
+        let moved = self.inputs.epoch.follow();
+        if let Some(seconds) = moved {
+            tracing::warn!(seconds = seconds as i64, "clock was set; ends of exceptions move");
+        }
+        Ok(moved.is_some() || self.is_bounded_elsewhere())
     }
 
     /// Whether the boundary is attached elsewhere than what the kernel was told.
@@ -334,18 +355,22 @@ impl Enforcer {
             let state = self.publish.borrow();
             (Arc::clone(&state.tables), Arc::clone(&state.desired))
         };
-        let verified = self.attached.verified();
-        let no_redirect = self.attached.no_redirect();
-        let desired =
-            match self.inputs.compile(&snapshot, &held, &last.coverage, verified, no_redirect) {
-                Ok(desired) => desired,
-                // The node could not be read this time: the old policy stays, the next event asks
-                // again.
-                Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "node not read; policy unchanged");
-                    return Ok(());
-                }
-            };
+        let view = View {
+            held: &held,
+            known: &last.coverage,
+            verified: self.attached.verified(),
+            no_redirect: self.attached.no_redirect(),
+        };
+        let desired = match self.inputs.fitting(&snapshot, view, self.attached.capacities()) {
+            // What does not fit is refused by the datapath, which says so.
+            Ok((desired, _)) => desired,
+            // The node could not be read this time: the old policy stays, the next event asks
+            // again.
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "node not read; policy unchanged");
+                return Ok(());
+            }
+        };
         let mut outcome = self.attached.apply(&desired.tables, desired.may_remove);
         if let Ok(applied) = &mut outcome {
             applied.warnings.extend(self.attached.link_uplinks(&uplink::uplinks()?)?);

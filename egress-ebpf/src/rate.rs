@@ -6,9 +6,7 @@
 
 use egress_common::Subject;
 use egress_common::key::{PodId, PolicyId};
-use egress_common::state::{
-    BucketKey, NODE_EVENT_RATE, POD_EVENT_RATE, Policy, Rate, loss,
-};
+use egress_common::state::{BucketKey, NODE_EVENT_RATE, POD_EVENT_RATE, Policy, Rate, loss};
 
 use crate::atomic::add;
 use crate::maps::BUCKETS;

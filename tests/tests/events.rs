@@ -104,7 +104,8 @@ fn flood(scenario: &Scenario, seconds: u64) -> Result<u64> {
         let scan = scope.spawn(|| lab.attempt(&lab.checkout.place(), &scan));
         let repeat = scope.spawn(|| lab.attempt(&lab.cart.place(), &repeat));
         let sent = |one: std::thread::ScopedJoinHandle<'_, Result<_>>| {
-            let outcome: egress_tests::attempt::Outcome = one.join().expect("the flood's thread")?;
+            let outcome: egress_tests::attempt::Outcome =
+                one.join().expect("the flood's thread")?;
             Ok::<_, anyhow::Error>(outcome.attempts)
         };
         Ok(sent(scan)? + sent(repeat)?)
@@ -128,6 +129,7 @@ fn a_flood_is_bounded_and_every_denied_decision_is_told_suppressed_or_lost() -> 
     // The end of an agent writes what its windows hold; the next one goes on.
     scenario.agent.process.signal(Signal::SIGTERM)?;
     scenario.agent.process.wait(Duration::from_secs(10))?;
+    let log = std::fs::read_to_string(scenario.lab.file("log/agent"))?;
     scenario.agent = Agent::start(&scenario.lab, &[])?;
     let (account, samples) = settled(&scenario)?;
     let records = records(&scenario)?;
@@ -143,7 +145,7 @@ fn a_flood_is_bounded_and_every_denied_decision_is_told_suppressed_or_lost() -> 
     let ring = sum(&samples, &["egress_events_lost_total", "stage=\"ring\""]);
     assert_eq!(ring, 0.0, "the buckets keep the ring from filling");
     let restart = sum(&samples, &["egress_events_lost_total", "stage=\"restart\""]);
-    assert_eq!(restart, 0.0, "an agent that is asked to end tells everything first");
+    assert_eq!(restart, 0.0, "an agent that is asked to end tells everything: {log}");
     assert!(sum(&samples, &["stage=\"bucket_pod\""]) > 0.0, "the scan was held back");
     let sequences: Vec<u64> =
         records.iter().filter_map(|one| one["metadata"]["sequence"].as_u64()).collect();

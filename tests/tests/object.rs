@@ -9,8 +9,8 @@ use egress_common::event::Event;
 use egress_common::key::{AddressKey, ExactKey, ExceptionKey, PodId, PolicyId, RangeKey, ReplyKey};
 use egress_common::redirect::{Original, RedirectKey, RedirectTo};
 use egress_common::state::{
-    BucketKey, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy, Process, Range,
-    Reply, Seen, SeenKey, Tally, loss,
+    BucketKey, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy, Process,
+    Range, Reply, Seen, SeenKey, Tally, loss,
 };
 use egress_common::{Reason, Verdict};
 

@@ -14,7 +14,7 @@ use egress_common::state::Config;
 use super::diff::{diff, tightened};
 use super::load::{Loaded, Logger};
 use super::maps::Maps;
-use super::{CounterReader, DatapathError, EventRing, EventTally};
+use super::{Capacities, CounterReader, DatapathError, EventRing, EventTally};
 use crate::policy::Tables;
 use cgroup::cgroups;
 use chain::Chain;
@@ -102,6 +102,11 @@ impl Attached {
     /// When a map cannot be read.
     pub fn actual(&self) -> Result<Tables, DatapathError> {
         self.maps.actual()
+    }
+
+    /// Sizes of the kernel's tables.
+    pub const fn capacities(&self) -> &Capacities {
+        self.maps.capacities()
     }
 
     /// A reader of the counters.

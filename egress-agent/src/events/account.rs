@@ -76,9 +76,10 @@ impl EventCounts {
     pub fn bypass_attempts(&self) -> Vec<(String, String, Mechanism, u64)> {
         let counts = self.lock();
         let each = counts.attempts.iter().flat_map(|((namespace, workload), attempts)| {
-            Mechanism::ALL.iter().zip(attempts).map(|(mechanism, count)| {
-                (namespace.clone(), workload.clone(), *mechanism, *count)
-            })
+            Mechanism::ALL
+                .iter()
+                .zip(attempts)
+                .map(|(mechanism, count)| (namespace.clone(), workload.clone(), *mechanism, *count))
         });
         each.collect()
     }

@@ -16,9 +16,9 @@ use crate::agent::AgentState;
 use crate::clock::boot_clock;
 use crate::identity::cgroup::Container;
 use crate::policy::Pod;
-use crate::policy::snapshot::PROXY_CONTAINER;
 use crate::policy::classify::{Class, Destination, classify, is_outside};
 use crate::policy::mesh::scope::Client;
+use crate::policy::snapshot::PROXY_CONTAINER;
 
 /// A report with every name that is known.
 pub(super) struct Named {
@@ -145,10 +145,8 @@ pub(super) fn attribute(
         protocol: event.protocol,
         is_v6: dst.is_ipv6(),
         packets_bytes: event.len,
-        evasion: matches!(
-            mechanism,
-            Some(Mechanism::RawOrPacketSocket | Mechanism::ForeignSocket)
-        ) || coverage.is_some_and(|pod| evades(pod.capture, report)),
+        evasion: matches!(mechanism, Some(Mechanism::RawOrPacketSocket | Mechanism::ForeignSocket))
+            || coverage.is_some_and(|pod| evades(pod.capture, report)),
         process: report.process.clone(),
         socket_uid: (event.uid != u32::MAX).then_some(event.uid),
         class,
@@ -162,7 +160,8 @@ pub(super) fn attribute(
 /// The local pod of a packet at the uplink. Its own boundary has vouched for the source, unless the
 /// node has put another in its place: then nobody is named.
 fn by_source(state: &AgentState, source: IpAddr) -> Option<&str> {
-    let local = |pod: &&Pod| pod.ips.contains(&source) && !pod.host_network && pod.node == state.node;
+    let local =
+        |pod: &&Pod| pod.ips.contains(&source) && !pod.host_network && pod.node == state.node;
     let mut found = state.snapshot.pods.values().filter(local);
     // An address of two pods names none.
     found.next().filter(|_| found.next().is_none()).map(|pod| pod.uid.as_str())

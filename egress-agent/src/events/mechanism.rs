@@ -5,9 +5,9 @@
 //! annotations explain; `unexplained` is what remains, and worth a look: rules that were removed
 //! inside the pod look like that.
 
+use egress_common::Reason;
 use egress_common::event::Event;
 use egress_common::packet::{Hook, protocol, tcp};
-use egress_common::Reason;
 use egress_common::state::Capture;
 
 use crate::policy::Interception;
@@ -159,10 +159,7 @@ fn around_the_proxy(event: &Event, facts: &Facts<'_>) -> Mechanism {
 /// A UDP datagram of an ordinary socket that no call was seen of.
 fn is_unseen_datagram(event: &Event, is_call: bool) -> bool {
     const SOCK_DGRAM: u8 = 2;
-    !is_call
-        && event.protocol == protocol::UDP
-        && event.socket_type == SOCK_DGRAM
-        && event.pid == 0
+    !is_call && event.protocol == protocol::UDP && event.socket_type == SOCK_DGRAM && event.pid == 0
 }
 
 /// Whether the packet itself is wrong in a way that only a raw or packet socket makes it.
@@ -239,24 +236,38 @@ mod tests {
         let ports = Interception { exclude_ports: vec![443], ..all.clone() };
         let ranges =
             Interception { exclude_ranges: vec!["203.0.113.0/24".parse().unwrap()], ..all.clone() };
-        let narrow =
-            Interception { include_ranges: Some(vec!["10.0.0.0/8".parse().unwrap()]), ..all.clone() };
+        let narrow = Interception {
+            include_ranges: Some(vec!["10.0.0.0/8".parse().unwrap()]),
+            ..all.clone()
+        };
         let included = Interception { include_ports: vec![443], ..narrow.clone() };
         let tcp = packet(protocol::TCP, 1000);
         let udp = packet(protocol::UDP, 1000);
-        let v6 = Event { dst: Addr::from("2001:db8::1".parse::<std::net::IpAddr>().unwrap()), ..tcp };
+        let v6 =
+            Event { dst: Addr::from("2001:db8::1".parse::<std::net::IpAddr>().unwrap()), ..tcp };
         let proxy = packet(protocol::TCP, 1337);
         let call = Event { hook: Hook::Connect4.number(), tcp_flags: 0, socket_type: 0, ..tcp };
         let with = |reason: Reason| Event { reason: reason.number(), ..tcp };
         let sent_by = |sender, facts: Facts<'static>| Facts { sender, ..facts };
-        static ALL: std::sync::LazyLock<Interception> = std::sync::LazyLock::new(Interception::default);
+        static ALL: std::sync::LazyLock<Interception> =
+            std::sync::LazyLock::new(Interception::default);
         for (what, expected, event, facts) in [
             ("a pod outside the mesh", Some("no_sidecar"), tcp, facts(Plain, &all)),
             ("its refused call", Some("no_sidecar"), call, facts(Plain, &all)),
             ("its datagram", Some("no_sidecar"), Event { pid: 7, ..udp }, facts(Plain, &all)),
-            ("another process of that user", Some("proxy_uid"), proxy, sent_by(Sender::Application, facts(Sidecar, &ALL))),
+            (
+                "another process of that user",
+                Some("proxy_uid"),
+                proxy,
+                sent_by(Sender::Application, facts(Sidecar, &ALL)),
+            ),
             ("that user, container unknown", Some("proxy_uid"), proxy, facts(Sidecar, &all)),
-            ("the sidecar", Some("passthrough"), proxy, sent_by(Sender::Proxy, facts(Sidecar, &ALL))),
+            (
+                "the sidecar",
+                Some("passthrough"),
+                proxy,
+                sent_by(Sender::Proxy, facts(Sidecar, &ALL)),
+            ),
             ("ztunnel", Some("passthrough"), tcp, sent_by(Sender::Proxy, facts(Ambient, &ALL))),
             ("an excluded port", Some("excluded_port"), tcp, facts(Sidecar, &ports)),
             ("an excluded range", Some("excluded_range"), tcp, facts(Sidecar, &ranges)),
@@ -265,15 +276,50 @@ mod tests {
             ("UDP", Some("udp_quic"), udp, facts(Sidecar, &ports)),
             ("UDP under ambient", Some("udp_quic"), udp, facts(Ambient, &all)),
             ("IPv6", Some("ipv6"), v6, facts(Sidecar, &all)),
-            ("a raw socket", Some("raw_or_packet_socket"), Event { socket_type: SOCK_RAW, ..tcp }, facts(Plain, &all)),
-            ("a packet socket", Some("raw_or_packet_socket"), Event { socket_family: AF_PACKET, ..udp }, facts(Sidecar, &all)),
-            ("a forged source", Some("raw_or_packet_socket"), Event { socket_type: SOCK_RAW, ..with(Reason::SpoofedSource) }, facts(Plain, &all)),
-            ("the node's network", Some("host_network"), tcp, Facts { host_network: true, ..facts(Plain, &all) }),
-            ("an open connection", Some("before_policy"), Event { tcp_flags: tcp::ACK, ..tcp }, facts(Sidecar, &all)),
+            (
+                "a raw socket",
+                Some("raw_or_packet_socket"),
+                Event { socket_type: SOCK_RAW, ..tcp },
+                facts(Plain, &all),
+            ),
+            (
+                "a packet socket",
+                Some("raw_or_packet_socket"),
+                Event { socket_family: AF_PACKET, ..udp },
+                facts(Sidecar, &all),
+            ),
+            (
+                "a forged source",
+                Some("raw_or_packet_socket"),
+                Event { socket_type: SOCK_RAW, ..with(Reason::SpoofedSource) },
+                facts(Plain, &all),
+            ),
+            (
+                "the node's network",
+                Some("host_network"),
+                tcp,
+                Facts { host_network: true, ..facts(Plain, &all) },
+            ),
+            (
+                "an open connection",
+                Some("before_policy"),
+                Event { tcp_flags: tcp::ACK, ..tcp },
+                facts(Sidecar, &all),
+            ),
             ("a datagram of an earlier socket", Some("before_policy"), udp, facts(Plain, &all)),
-            ("another pod's socket", Some("foreign_socket"), with(Reason::ForeignSocket), facts(Plain, &all)),
+            (
+                "another pod's socket",
+                Some("foreign_socket"),
+                with(Reason::ForeignSocket),
+                facts(Plain, &all),
+            ),
             ("rules that are gone", Some("unexplained"), tcp, facts(Sidecar, &all)),
-            ("a wrong source without a raw socket", None, with(Reason::SpoofedSource), facts(Plain, &all)),
+            (
+                "a wrong source without a raw socket",
+                None,
+                with(Reason::SpoofedSource),
+                facts(Plain, &all),
+            ),
             ("too many connections", None, with(Reason::RateLimited), facts(Plain, &all)),
         ] {
             let found = mechanism(&event, &facts).map(Mechanism::name);

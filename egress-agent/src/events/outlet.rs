@@ -195,7 +195,10 @@ mod tests {
         std::fs::rename(&path, dir.path().join("moved")).unwrap();
         outlet.reopen(false).unwrap();
         outlet.write("new").unwrap();
-        assert_eq!((lines(&dir.path().join("moved")), lines(&path)), (vec!["old".to_owned()], vec!["new".to_owned()]));
+        assert_eq!(
+            (lines(&dir.path().join("moved")), lines(&path)),
+            (vec!["old".to_owned()], vec!["new".to_owned()])
+        );
         for file in ["moved", "events"] {
             let mode = std::fs::metadata(dir.path().join(file)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, MODE, "{file}");

@@ -104,7 +104,10 @@ fn state(capture: Capture) -> AgentState {
         origin: origin("ServiceEntry", "shop/stripe"),
     };
     let pods = BTreeMap::from([("uid-1".to_owned(), pod(capture))]);
-    AgentState::of(Snapshot { declarations: vec![declaration], pods, ..Snapshot::default() }, desired)
+    AgentState::of(
+        Snapshot { declarations: vec![declaration], pods, ..Snapshot::default() },
+        desired,
+    )
 }
 
 /// A record whose times do not depend on when the test runs.
@@ -330,7 +333,12 @@ fn a_socket_of_another_pods_container_names_no_container() {
 }
 
 /// Runs a desk on these samples until shutdown, which is asked for at once; the last tally.
-async fn desk(format: EventFormat, path: &Path, ring: Vec<Result<Event, BadSample>>, left: Tally) -> Tally {
+async fn desk(
+    format: EventFormat,
+    path: &Path,
+    ring: Vec<Result<Event, BadSample>>,
+    left: Tally,
+) -> Tally {
     let outlet = Outlet::open(Some(path), Rotation::default()).unwrap();
     let desk = Desk::with(format, outlet, Containers::default());
     let (trigger, shutdown) = supervise::pair();
@@ -362,9 +370,13 @@ async fn what_is_open_is_written_when_the_agent_stops_and_numbers_go_on() {
 
 #[tokio::test]
 async fn a_record_that_cannot_be_written_is_counted_and_leaves_a_gap() {
-    let kept =
-        desk(EventFormat::Compact, Path::new("/dev/full"), vec![Ok(event(Hook::Wall))], Tally::default())
-            .await;
+    let kept = desk(
+        EventFormat::Compact,
+        Path::new("/dev/full"),
+        vec![Ok(event(Hook::Wall))],
+        Tally::default(),
+    )
+    .await;
     assert_eq!((kept.sequence, kept.told, kept.lost[tally::OUTPUT]), (1, 0, 1));
 }
 

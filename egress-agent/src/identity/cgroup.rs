@@ -146,7 +146,9 @@ fn enter(path: &Path, container: &Container, deeper: u32, found: &mut BTreeMap<u
 fn subdirectories(path: &Path) -> Vec<(String, PathBuf)> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let entries = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path()))).collect()
+    entries
+        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
+        .collect()
 }
 
 /// The id in a container's directory: `cri-containerd-ID.scope` and the like (systemd), or `ID`.

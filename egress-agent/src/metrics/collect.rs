@@ -77,11 +77,7 @@ fn node(totals: &BTreeMap<(Verdict, Reason), Counter>) -> Vec<Family> {
     vec![drops, audits]
 }
 
-fn events(
-    state: &AgentState,
-    kernel: &[(&'static str, u64)],
-    counts: &EventCounts,
-) -> Vec<Family> {
+fn events(state: &AgentState, kernel: &[(&'static str, u64)], counts: &EventCounts) -> Vec<Family> {
     let mut lost = Family::new(Metric::EventsLost);
     let mut suppressed = Family::new(Metric::EventsSuppressed);
     let mut tables = Family::new(Metric::KernelLost);

@@ -101,8 +101,7 @@ pub(super) fn counters(uid: &str, packets: u64) -> BTreeMap<CounterKey, Counter>
 fn exposition_of(state: &AgentState, pods: BTreeMap<CounterKey, Counter>) -> String {
     let mut ledger = Ledger::default();
     ledger.learn(state, 1);
-    let losses =
-        egress_common::state::loss::NAMES.map(|name| (name, 0)).to_vec();
+    let losses = egress_common::state::loss::NAMES.map(|name| (name, 0)).to_vec();
     let counted = Counted { pods, node: BTreeMap::new(), losses };
     collect(state, &counted, &ledger, &EventCounts::default()).unwrap()
 }
