@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::EventFormat;
+use crate::config::{EventFormat, Granularity};
 use crate::registry::Source;
 
 /// Exit codes, stable.
@@ -32,6 +32,12 @@ const EXIT_CODES: &str = "Exit codes:
   3   another agent holds the lock
   64  wrong arguments or configuration";
 
+const DOCTOR_CODES: &str = "Exit codes:
+  0   every check is OK
+  1   at least one WARN: something is weaker than it could be
+  2   at least one FAIL: this node cannot enforce
+  64  wrong arguments or configuration";
+
 /// Node-level egress enforcer: makes the route through the egress gateway compulsory.
 #[derive(Debug, Parser)]
 #[command(name = "egress-agent", version, after_help = EXIT_CODES)]
@@ -52,13 +58,14 @@ pub enum Command {
     /// Show mode, generation, hooks, pods, gateways and problems
     Status(Query),
     /// Check whether this node can enforce, with a remedy for whatever is missing
+    #[command(after_help = DOCTOR_CODES)]
     Doctor(Doctor),
     /// Remove everything this agent ever pinned: traffic flows freely afterwards
     Uninstall(Datapath),
     /// Print the definitions of EgressPolicy and EgressException, for `kubectl apply -f -`
     Crd(Written),
     /// Print the rights the agent needs in a cluster: its account, roles and bindings
-    Rbac(Written),
+    Rbac(Rights),
     /// Print the reference of all metrics, as in docs/metrics.md
     MetricsDoc,
 }
@@ -95,9 +102,15 @@ pub struct Run {
     /// Size of the exact, address, range and redirect tables, entries; fixed for as long as they are pinned
     #[arg(long, env = "EGRESS_TABLE_SIZE", value_name = "N")]
     pub table_size: Option<u32>,
-    /// Listener of /metrics, /livez and /readyz [default: 127.0.0.1:9464]
+    /// Listener of /metrics [default: 127.0.0.1:9464]
     #[arg(long, env = "EGRESS_METRICS_ADDRESS", value_name = "IP:PORT")]
     pub metrics_address: Option<SocketAddr>,
+    /// Listener of /livez and /readyz [default: 127.0.0.1:9465]
+    #[arg(long, env = "EGRESS_HEALTH_ADDRESS", value_name = "IP:PORT")]
+    pub health_address: Option<SocketAddr>,
+    /// What has series of its own in /metrics [default: pod]
+    #[arg(long, env = "EGRESS_METRICS_GRANULARITY", value_enum)]
+    pub metrics_granularity: Option<Granularity>,
     /// How events are written [default: ocsf]
     #[arg(long, env = "EGRESS_EVENTS_FORMAT", value_enum)]
     pub events_format: Option<EventFormat>,
@@ -156,6 +169,12 @@ pub struct Explain {
 /// `doctor`.
 #[derive(Args, Debug)]
 pub struct Doctor {
+    /// Configuration file of the agent, for the bits of the packet mark
+    #[arg(long, env = "EGRESS_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Size of the agent's tables, where it is given one
+    #[arg(long, env = "EGRESS_TABLE_SIZE", value_name = "N")]
+    pub table_size: Option<u32>,
     /// Where the datapath would live.
     #[command(flatten)]
     pub datapath: Datapath,
@@ -165,6 +184,17 @@ pub struct Doctor {
     /// How the answer is written
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
+}
+
+/// `rbac`.
+#[derive(Args, Debug)]
+pub struct Rights {
+    /// Also what metrics.authenticate needs, and a role for those who are to read metrics
+    #[arg(long)]
+    pub metrics_authentication: bool,
+    /// How they are written.
+    #[command(flatten)]
+    pub written: Written,
 }
 
 /// `crd` and `rbac`.

@@ -13,18 +13,17 @@ mod diff;
 mod hooks;
 mod load;
 mod maps;
-mod preflight;
+pub mod probe;
 mod sys;
 mod uninstall;
 
 use std::path::{Path, PathBuf};
 
 pub use attach::{Applied, Attached};
-pub use counters::{CounterReader, EventRing, EventTally};
+pub use counters::{CounterReader, EventRing, EventTally, Readings};
 pub use diff::{Capacities, Plan, REDIRECTS, Refused, diff};
 pub use hooks::HookStatus;
 pub use load::{Loaded, Logger, hook_names, map_names};
-pub use preflight::{Check, CheckStatus, preflight};
 pub use sys::SysError;
 pub use uninstall::{Removed, uninstall};
 

@@ -4,11 +4,15 @@
 //! duplicate-suppression table, which only the kernel writes.
 
 mod account;
+mod exposed;
+pub mod loss;
 
-pub use account::{Process, SUPPRESS_NS, Seen, SeenKey, Tally, loss, tally};
+pub use account::{Process, SUPPRESS_NS, Seen, SeenKey, Tally, tally};
 
 use crate::key::{Addr, GatewayId, NamespaceId, PodId, PolicyId};
 use crate::reason::{Mode, Reason, Verdict, closed_enum};
+
+pub use exposed::Exposed;
 
 closed_enum! {
     /// How the mesh captures a pod's traffic.
@@ -89,6 +93,9 @@ impl Pod {
     pub const HOST: u8 = 8;
     /// Its policy has not opted in pods on the node's network: what it denies passes and is told.
     pub const AUDITED: u8 = 16;
+    /// Of an interface: it leads to a pod that the agent has not learned. `id` is the interface's
+    /// ([`PodId::of_interface`]), the addresses are those it was seen to carry.
+    pub const UNLEARNED: u8 = 32;
     /// A uid and gid that no process has.
     pub const NO_PROXY: u32 = u32::MAX;
 }
@@ -289,21 +296,23 @@ pub struct Exception {
 pub struct Config {
     /// Nanoseconds after which a silent agent's lease has expired; zero for never.
     pub lease: u64,
+    /// Id of the `kubepods` cgroup, below which the wall sees every packet of a socket.
+    pub kubepods: u64,
     /// Number of the compiled policy in force.
     pub generation: u32,
-    /// Absolute level of the `kubepods` cgroup, as `bpf_get_current_ancestor_cgroup_id` counts.
-    pub kubepods_level: u32,
-    /// Number of the [`Mode`] for pods the agent has not learned.
-    pub unknown_pod: u8,
-    /// Number of the [`Mode`] of the source guard on pods no policy enforces.
-    pub guard: u8,
-    /// Zero.
-    pub pad: [u8; 6],
     /// Bit of the packet mark that says: allowed at the boundary for a policy in mode audit; zero
     /// where packets are not marked.
     pub mark_audit: u32,
     /// The same for mode enforce.
     pub mark_enforce: u32,
+    /// Absolute level of the `kubepods` cgroup, as `bpf_get_current_ancestor_cgroup_id` counts.
+    pub kubepods_level: u8,
+    /// Number of the [`Mode`] for pods the agent has not learned.
+    pub unknown_pod: u8,
+    /// Number of the [`Mode`] of the source guard on pods no policy enforces.
+    pub guard: u8,
+    /// Zero.
+    pub pad: u8,
 }
 
 /// Value of the reply table.

@@ -15,12 +15,12 @@ use egress_common::event::Event;
 use egress_common::key::{GatewayId, PodId};
 use egress_common::packet::{Hook, Packet, Shape};
 use egress_common::state::{
-    Config, Counter, CounterKey, Direction, Pod, Process, SUPPRESS_NS, Seen, SeenKey, loss,
+    Config, Counter, CounterKey, Direction, Exposed, Pod, Process, SUPPRESS_NS, Seen, SeenKey, loss,
 };
 use egress_common::{Reason, Ruling, Subject, Verdict};
 
 use crate::atomic;
-use crate::maps::{COUNTERS, EVENTS, NODE_COUNTERS, PROCESSES, SEEN, lost};
+use crate::maps::{COUNTERS, EVENTS, EXPOSED, NODE_COUNTERS, PROCESSES, SEEN, lost};
 use crate::rate;
 
 /// Everything one decision is told with.
@@ -44,6 +44,14 @@ pub(crate) struct Told<'a> {
     pub ifindex: u32,
     /// The packet, where it still has its socket; `None` for a socket call.
     pub skb: Option<*mut __sk_buff>,
+}
+
+impl Told<'_> {
+    /// Whom it is counted and told of: pods that are not learned are one.
+    #[inline(always)]
+    const fn pod(&self) -> PodId {
+        if self.who.unknown { PodId::UNKNOWN } else { self.who.pod }
+    }
 }
 
 /// Whether this hook has the last word.
@@ -73,13 +81,28 @@ pub(crate) fn tell(config: &Config, told: &Told<'_>) {
     if counted {
         let connections = u64::from(told.packet.counts_as_connection());
         let amount = Counter { connections, packets: 1, bytes: u64::from(told.len) };
-        count(told.who.pod, told.ruling, told.verdict, Direction::Tx, &amount);
+        count(told.pod(), told.ruling, told.verdict, Direction::Tx, &amount);
     }
     if !matches!(told.verdict, Verdict::Allow)
         && let Err(untold) = event(config, told, counted)
     {
         // Every denied decision that was counted is in an event or here: the sums agree exactly.
         lost(if counted { untold } else { loss::CALL }, 1);
+    }
+}
+
+/// Counts what passes of a pod that is not wholly covered, under its cgroup or its interface.
+#[inline(always)]
+pub(crate) fn expose(whose: PodId, now: u64) {
+    if let Some(exposed) = EXPOSED.get_ptr_mut(whose) {
+        // SAFETY: a pointer to this CPU's slot of a per-CPU map; a CPU that has counted nothing yet
+        // holds zeroes.
+        let exposed = unsafe { &mut *exposed };
+        exposed.packets += 1;
+        exposed.first = if exposed.first == 0 { now } else { exposed.first };
+        exposed.last = now;
+    } else if EXPOSED.insert(whose, Exposed { packets: 1, first: now, last: now }, 0).is_err() {
+        lost(loss::EXPOSED, 1);
     }
 }
 
@@ -142,7 +165,7 @@ fn event(config: &Config, told: &Told<'_>, counted: bool) -> Result<(), u32> {
         return Err(loss::SUPPRESSED);
     }
     let key = SeenKey {
-        pod: told.who.pod,
+        pod: told.pod(),
         dst: packet.dst,
         port: packet.dst_port.to_be_bytes(),
         protocol: packet.protocol,
@@ -155,7 +178,7 @@ fn event(config: &Config, told: &Told<'_>, counted: bool) -> Result<(), u32> {
     // SAFETY: a pointer to this CPU's slot of a per-CPU map; likewise below.
     let fresh =
         seen.is_none_or(|seen| told.now.saturating_sub(unsafe { (*seen).last }) >= SUPPRESS_NS);
-    let token = if fresh { rate::event(told.who.pod, told.now) } else { Err(loss::SUPPRESSED) };
+    let token = if fresh { rate::event(told.pod(), told.now) } else { Err(loss::SUPPRESSED) };
     if let Err(refused) = token {
         let Some(seen) = seen else {
             return Err(refused);
@@ -198,7 +221,7 @@ fn write(to: *mut Event, config: &Config, told: &Told<'_>, suppressed: u64, coun
     // included.
     unsafe {
         (*to).time = told.now;
-        (*to).pod = told.who.pod;
+        (*to).pod = told.pod();
         (*to).suppressed = suppressed;
         (*to).policy = told.who.policy;
         (*to).gateway = told.ruling.gateway;
@@ -261,7 +284,8 @@ fn write_origin(to: *mut Event, told: &Told<'_>) {
     }
 }
 
-/// The process that makes the call.
+/// The process that makes the call. Before Linux 6.10 programs for packets do not load with these
+/// helpers, called or not: only what is known to be a socket hook when it is compiled has them.
 #[inline(always)]
 fn caller() -> Process {
     Process {

@@ -93,7 +93,7 @@ const STAGE: Label = words("stage", || {
 });
 const LOST_STATE: Label = words("what", || {
     let others = |name: &&str| *name != "suppressed" && !loss::EVENTS.contains(name);
-    loss::NAMES.into_iter().filter(others).collect()
+    loss::NAMES.into_iter().filter(others).chain(["totals"]).collect()
 });
 const MECHANISM: Label = words("mechanism", || Mechanism::ALL.map(Mechanism::name).into());
 const VERSION: Label = names("version", "the agent's version");
@@ -211,7 +211,7 @@ catalogue! {
         Applies = Counter "egress_apply_total" [RESULT]
             "Policies applied or refused whole.";
         KernelLost = Counter "egress_kernel_lost_total" [LOST_STATE]
-            "What a kernel table had no room for: counter (a pod's counts; the node's have them), reply (a flow from outside), original (a redirected socket's peer), call (an audited call's event; its packets have theirs).";
+            "What a kernel table had no room for: counter (a pod's counts; the node's have them), reply (a flow from outside), original (a redirected socket's peer), call (an audited call's event; its packets have theirs), exposed (what passed of a pod not covered); totals (a file of totals that could not be read).";
         Generation = Gauge "egress_policy_generation" []
             "Generation of the policy the kernel runs.";
     }
@@ -231,6 +231,8 @@ catalogue! {
     "The agent" {
         LeaseAge = Gauge "egress_agent_lease_age_seconds" []
             "Age of the agent's last heartbeat.";
+        SeriesTruncated = Counter "egress_metrics_series_truncated_total" []
+            "Label sets of pods and workloads that found no room among this node's series and count as `_overflow`.";
         BuildInfo = Gauge "egress_build_info" [VERSION, SCHEMA]
             "1, with the agent's version and schema.";
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use egress_common::state::{Counter, CounterKey, loss};
+use egress_common::state::{Counter, loss};
 use egress_common::{Reason, Verdict};
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
@@ -10,9 +10,10 @@ use prometheus::{Encoder, TextEncoder};
 use super::Metric;
 use super::family::{Family, number};
 use super::ledger::Ledger;
+use super::standing::standing;
 use super::traffic::traffic;
 use crate::agent::AgentState;
-use crate::datapath::{CounterReader, DatapathError};
+use crate::datapath::{DatapathError, Readings};
 use crate::events::{EventCounts, Mechanism};
 
 /// Why a scrape failed.
@@ -29,31 +30,20 @@ pub(super) fn before_ready() -> Result<String, ScrapeError> {
     encode([build_info()])
 }
 
-/// What the kernel counted, at one moment.
-pub(super) struct Counted {
-    pub(super) pods: BTreeMap<CounterKey, Counter>,
-    pub(super) node: BTreeMap<(Verdict, Reason), Counter>,
-    pub(super) losses: Vec<(&'static str, u64)>,
-}
-
-impl Counted {
-    /// Reads the pinned maps.
-    pub(super) fn read(reader: &CounterReader) -> Result<Self, DatapathError> {
-        Ok(Self { pods: reader.counters()?, node: reader.node()?, losses: reader.losses()? })
-    }
-}
-
-/// Everything.
+/// Everything; `readings` are continued by the ledger, `kernel` says how full the pods' table is,
+/// `unreadable` how many ledgers were lost.
 pub(super) fn collect(
     state: &AgentState,
-    counted: &Counted,
-    ledger: &Ledger,
+    readings: &Readings,
+    kernel: (usize, u32),
+    ledger: &mut Ledger,
     counts: &EventCounts,
+    unreadable: u64,
 ) -> Result<String, ScrapeError> {
-    let mut families = traffic(state, ledger, &counted.pods);
-    families.extend(node(&counted.node));
-    families.extend(events(state, &counted.losses, counts));
-    families.extend(super::standing::standing(state));
+    let mut families = traffic(state, ledger, &readings.pods);
+    families.extend(node(&readings.node));
+    families.extend(events(state, &readings.losses, counts, unreadable));
+    families.extend(standing(state, kernel));
     families.push(build_info());
     encode(families)
 }
@@ -77,7 +67,14 @@ fn node(totals: &BTreeMap<(Verdict, Reason), Counter>) -> Vec<Family> {
     vec![drops, audits]
 }
 
-fn events(state: &AgentState, kernel: &[(&'static str, u64)], counts: &EventCounts) -> Vec<Family> {
+/// What became of denied decisions. What the kernel's tables had no room for is no decision, nor are
+/// the totals of ledgers that could not be read: they stand apart, so that the rest adds up.
+fn events(
+    state: &AgentState,
+    kernel: &[(&'static str, u64)],
+    counts: &EventCounts,
+    unreadable: u64,
+) -> Vec<Family> {
     let mut lost = Family::new(Metric::EventsLost);
     let mut suppressed = Family::new(Metric::EventsSuppressed);
     let mut tables = Family::new(Metric::KernelLost);
@@ -93,6 +90,7 @@ fn events(state: &AgentState, kernel: &[(&'static str, u64)], counts: &EventCoun
     for (stage, count) in counts.lost() {
         lost.add(&[stage], number(count));
     }
+    tables.add(&["totals"], number(unreadable));
     let (records, decisions) = counts.written();
     let mut written = Family::new(Metric::EventsWritten);
     written.add(&[], number(records));

@@ -3,37 +3,6 @@
 
 use crate::key::{Addr, PodId};
 
-/// Index into the loss counters: every place where the kernel side can lose something.
-pub mod loss {
-    /// The event ring was full.
-    pub const RING: u32 = 0;
-    /// The per-pod counter table was full; the node counters still counted.
-    pub const COUNTER: u32 = 1;
-    /// The reply table refused an entry: the pod cannot answer that flow.
-    pub const REPLY: u32 = 2;
-    /// Counted decisions that sent no event, because the same was told shortly before
-    /// ([`SUPPRESS_NS`](super::SUPPRESS_NS), or longer while its pod tells too much; the next event
-    /// carries their number) or because it is no news (listener reports).
-    pub const SUPPRESSED: u32 = 3;
-    /// What a redirected socket asked for could not be remembered: it is told the gateway's address.
-    pub const ORIGINAL: u32 = 4;
-    /// Counted decisions that sent no event, because their pod told too many others
-    /// ([`POD_EVENT_RATE`](crate::state::POD_EVENT_RATE)).
-    pub const BUCKET_POD: u32 = 5;
-    /// The same, because all pods together did ([`NODE_EVENT_RATE`](crate::state::NODE_EVENT_RATE)).
-    pub const BUCKET_NODE: u32 = 6;
-    /// Calls let through that sent no event, for any reason: the packets they become are counted
-    /// and told by themselves.
-    pub const CALL: u32 = 7;
-    /// Entries of the table.
-    pub const SLOTS: u32 = 8;
-    /// The stages at which a counted decision loses its event.
-    pub const EVENTS: [&str; 3] = ["ring", "bucket_pod", "bucket_node"];
-    /// Metric label of each index.
-    pub const NAMES: [&str; 8] =
-        ["ring", "counter", "reply", "suppressed", "original", "bucket_pod", "bucket_node", "call"];
-}
-
 /// Who made the last call of a socket. Value of the process table, by socket cookie.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -15,3 +15,4 @@ mod redirect;
 mod refusals;
 mod selection;
 mod shadows;
+mod strangers;
