@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod alerts;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -14,6 +15,7 @@ mod generated;
 pub mod identity;
 pub mod lock;
 pub mod metrics;
+pub mod netlink;
 pub mod policy;
 pub mod registry;
 pub mod supervise;
