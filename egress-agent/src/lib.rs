@@ -13,6 +13,7 @@ mod generated;
 pub mod identity;
 pub mod lock;
 pub mod metrics;
+pub mod names;
 pub mod policy;
 pub mod registry;
 pub mod supervise;

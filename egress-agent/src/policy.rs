@@ -20,6 +20,7 @@ pub mod compile;
 pub mod desired;
 pub mod explain;
 pub mod mesh;
+pub mod registered;
 pub mod rejection;
 pub mod snapshot;
 pub mod tables;

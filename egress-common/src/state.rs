@@ -85,6 +85,11 @@ impl Pod {
     pub const HOST: u8 = 8;
     /// Its policy has not opted in pods on the node's network: what it denies passes and is told.
     pub const AUDITED: u8 = 16;
+    /// Of an interface: the DNS answers that reach the pod are copied to the agent.
+    pub const NAMES: u8 = 64;
+    /// A gateway's pod whose own way out is limited to resolved addresses
+    /// ([`Target::Resolved`]).
+    pub const LIMITED: u8 = 128;
     /// A uid and gid that no process has.
     pub const NO_PROXY: u32 = u32::MAX;
 }
@@ -169,6 +174,8 @@ impl BucketKey {
     pub const POD: u32 = 1;
     /// The bucket of a namespace's pods on this node.
     pub const NAMESPACE: u32 = 2;
+    /// DNS answers of one pod.
+    pub const POD_ANSWERS: u32 = 5;
 }
 
 closed_enum! {

@@ -82,6 +82,13 @@ pub(crate) static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(loss:
 #[map]
 pub(crate) static SEEN: LruPerCpuHashMap<SeenKey, Seen> =
     LruPerCpuHashMap::with_max_entries(4096, 0);
+/// DNS answers toward pods. Room for one pod's burst of the largest.
+#[map]
+pub(crate) static ANSWERS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
+/// Answers that were not copied, by [`egress_common::dns::loss`].
+#[map]
+pub(crate) static ANSWER_LOSSES: PerCpuArray<u64> =
+    PerCpuArray::with_max_entries(egress_common::dns::loss::SLOTS, 0);
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 

@@ -16,7 +16,7 @@ use super::load::{
     pinned_program,
 };
 use super::maps::Maps;
-use super::{CounterReader, DatapathError, EventRing, Options, SysError, sys};
+use super::{AnswerRing, CounterReader, DatapathError, EventRing, Options, SysError, sys};
 use crate::policy::Tables;
 
 /// What an apply did.
@@ -45,6 +45,7 @@ pub struct Attached {
     maps: Maps,
     programs: Vec<Program>,
     events: Option<EventRing>,
+    answers: Option<AnswerRing>,
     logger: Option<Logger>,
     has_tcx: bool,
     no_redirect: Option<String>,
@@ -85,6 +86,7 @@ impl Loaded {
             maps: self.maps,
             programs: self.programs,
             events: Some(self.events),
+            answers: Some(self.answers),
             logger: self.logger,
             has_tcx,
             no_redirect: self.no_redirect,
@@ -148,6 +150,11 @@ impl Attached {
     /// The event ring; `None` the second time.
     pub const fn take_events(&mut self) -> Option<EventRing> {
         self.events.take()
+    }
+
+    /// The ring of DNS answers; `None` the second time.
+    pub const fn take_answers(&mut self) -> Option<AnswerRing> {
+        self.answers.take()
     }
 
     /// The reader of debug lines, where kernel logging is on; `None` the second time.

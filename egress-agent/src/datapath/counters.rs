@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf};
+use egress_common::dns;
 use egress_common::event::{BadSample, Event};
 use egress_common::state::{Counter, CounterKey, loss};
 use egress_common::{Reason, Verdict};
+use tokio::io::unix::AsyncFd;
 
 use super::maps::take;
 use super::{DatapathError, Options};
@@ -24,6 +26,7 @@ struct Counters {
     pods: PerCpuHashMap<MapData, CounterKey, Counter>,
     node: PerCpuArray<MapData, Counter>,
     losses: PerCpuArray<MapData, u64>,
+    answers: PerCpuArray<MapData, u64>,
 }
 
 fn open<T: TryFrom<Map, Error = MapError>>(
@@ -46,6 +49,7 @@ impl CounterReader {
             pods: open(options, "COUNTERS", Map::PerCpuHashMap)?,
             node: open(options, "NODE_COUNTERS", Map::PerCpuArray)?,
             losses: open(options, "LOSSES", Map::PerCpuArray)?,
+            answers: open(options, "ANSWER_LOSSES", Map::PerCpuArray)?,
         };
         Ok(Self { maps: Arc::new(maps) })
     }
@@ -107,14 +111,29 @@ impl CounterReader {
     /// # Errors
     /// When the map cannot be read.
     pub fn losses(&self) -> Result<Vec<(&'static str, u64)>, DatapathError> {
-        let mut losses = Vec::new();
-        for (slot, name) in (0..loss::SLOTS).zip(loss::NAMES) {
-            let values = self.maps.losses.get(&slot, 0);
-            let values = values.map_err(|source| DatapathError::Map { map: "LOSSES", source })?;
-            losses.push((name, values.iter().sum()));
-        }
-        Ok(losses)
+        of_slots("LOSSES", &self.maps.losses, &loss::NAMES)
     }
+
+    /// DNS answers the kernel side lost, by stage.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn lost_answers(&self) -> Result<Vec<(&'static str, u64)>, DatapathError> {
+        of_slots("ANSWER_LOSSES", &self.maps.answers, &dns::loss::NAMES)
+    }
+}
+
+/// Each slot's name with its sum over CPUs.
+fn of_slots(
+    map: &'static str,
+    slots: &PerCpuArray<MapData, u64>,
+    names: &[&'static str],
+) -> Result<Vec<(&'static str, u64)>, DatapathError> {
+    let sum = |(slot, name): (u32, &&'static str)| {
+        let values = slots.get(&slot, 0).map_err(|source| DatapathError::Map { map, source })?;
+        Ok((*name, values.iter().sum()))
+    };
+    (0..).zip(names).map(sum).collect()
 }
 
 fn sum<'a>(values: impl Iterator<Item = &'a Counter>) -> Counter {
@@ -142,6 +161,40 @@ impl Iterator for EventRing {
     /// The next event that is there already; never waits.
     fn next(&mut self) -> Option<Self::Item> {
         self.ring.next().map(|sample| Event::read(&sample))
+    }
+}
+
+/// The ring of DNS answers; one reader at a time.
+pub struct AnswerRing {
+    ring: RingBuf<MapData>,
+}
+
+impl AnswerRing {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        Ok(Self { ring: take(ebpf, "ANSWERS")? })
+    }
+
+    /// The ring together with a way to wait until it has something.
+    ///
+    /// # Errors
+    /// When the runtime cannot wait for it.
+    pub fn wait(self) -> std::io::Result<AsyncFd<Self>> {
+        super::sys::readable(self)
+    }
+
+    /// Gives the next answer that is there already to `read`; false where there is none. Never waits.
+    pub fn next(&mut self, read: impl FnOnce(Result<(dns::Head, &[u8]), dns::BadRecord>)) -> bool {
+        let Some(sample) = self.ring.next() else {
+            return false;
+        };
+        read(dns::read(&sample));
+        true
+    }
+}
+
+impl AsRawFd for AnswerRing {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
     }
 }
 

@@ -15,6 +15,7 @@ mod identity;
 mod link;
 mod narrow;
 mod orphan;
+mod places;
 mod ranges;
 mod redirect;
 mod select;
@@ -36,6 +37,7 @@ use identity::{Numbers, Variant, Variants};
 use narrow::Narrowing;
 use select::{Choice, Overlaps, Ranked, exceptions_for};
 
+pub use places::{Place, Places};
 pub use shadow::shadowed;
 
 /// Compiles a snapshot for one node.

@@ -1,6 +1,6 @@
 //! What the registry knows: the cluster's objects, reduced to what egress needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egress_common::Mode;
@@ -321,6 +321,10 @@ pub struct EgressException {
     pub origin: Origin,
 }
 
+/// Annotation of a ServiceEntry: the ranges its hosts may resolve to, comma separated. What DNS
+/// answers beyond them is drift, without any learning.
+pub const EXPECTED_ADDRESSES: &str = "egress-enforcer.io/expected-addresses";
+
 /// A destination that a ServiceEntry declares; it classifies, and never widens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Declaration {
@@ -332,6 +336,14 @@ pub struct Declaration {
     pub addresses: Vec<IpNet>,
     /// Ports.
     pub ports: Vec<u16>,
+    /// What its hosts and endpoints are reached on: target ports where they differ.
+    pub dialled: BTreeSet<u16>,
+    /// Addresses of its endpoints.
+    pub endpoints: Vec<IpAddr>,
+    /// Names that its endpoints are resolved by, instead of its hosts.
+    pub endpoint_hosts: Vec<String>,
+    /// Ranges that its hosts are expected to resolve to, by annotation [`EXPECTED_ADDRESSES`].
+    pub expected: Vec<IpNet>,
     /// `location`.
     pub location: Location,
     /// `resolution`.

@@ -1,0 +1,88 @@
+//! What was read, found and lost since the agent started.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::finding::Kind;
+use super::message::Outcome;
+
+/// Where user space can lose something: label of `egress_dns_lost_total`, beside the kernel's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// A record that is none of this version.
+    Decode,
+    /// A finding, because events did not keep up.
+    Event,
+    /// An address for a limited gateway, because the tables did not keep up or are full.
+    Admission,
+}
+
+impl Lost {
+    /// Metric label of each stage.
+    pub const NAMES: [&'static str; 3] = ["decode", "event", "admission"];
+}
+
+/// Namespace and workload.
+pub type Workload = (String, String);
+
+/// The counters.
+#[derive(Debug, Default)]
+pub struct Counts {
+    outcomes: [AtomicU64; Outcome::ALL.len()],
+    lost: [AtomicU64; Lost::NAMES.len()],
+    /// Answers with a finding, by workload.
+    findings: Mutex<BTreeMap<Workload, [u64; Kind::COUNT]>>,
+}
+
+impl Counts {
+    pub(super) fn outcome(&self, outcome: Outcome) {
+        if let Some(counter) = self.outcomes.get(outcome as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts something that was lost.
+    pub fn lost(&self, stage: Lost) {
+        if let Some(counter) = self.lost.get(stage as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn finding(&self, workload: Workload, kind: Kind) {
+        self.by_workload().entry(workload).or_default()[kind.index()] += 1;
+    }
+
+    /// Workloads that are there now: counted from zero, so that the first finding is a rise. Those
+    /// that are gone stay only where there is something to say of them.
+    pub(super) fn know(&self, workloads: impl Iterator<Item = Workload>) {
+        let mut findings = self.by_workload();
+        findings.retain(|_, counts| counts.iter().any(|count| *count > 0));
+        for workload in workloads {
+            findings.entry(workload).or_default();
+        }
+    }
+
+    /// Messages by what they were.
+    pub fn outcomes(&self) -> impl Iterator<Item = (Outcome, u64)> {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Outcome::ALL.into_iter().zip(self.outcomes.iter().map(count).collect::<Vec<_>>())
+    }
+
+    /// What was lost in user space, by stage.
+    pub fn losses(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Lost::NAMES.into_iter().zip(self.lost.iter().map(count).collect::<Vec<_>>())
+    }
+
+    /// Answers with a finding of a kind, by workload.
+    pub fn findings(&self, kind: Kind) -> Vec<(Workload, u64)> {
+        let findings = self.by_workload();
+        findings.iter().map(|(workload, by)| (workload.clone(), by[kind.index()])).collect()
+    }
+
+    fn by_workload(&self) -> std::sync::MutexGuard<'_, BTreeMap<Workload, [u64; Kind::COUNT]>> {
+        // Counters somebody panicked over are at worst one short.
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
