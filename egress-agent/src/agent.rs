@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use egress_common::state::Pod as KernelPod;
-use tokio::sync::{Notify, watch};
+use egress_common::state::{Pod as KernelPod, Target};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::cli::{Run, exit};
 use crate::clock::boot_clock;
@@ -22,10 +22,10 @@ use crate::datapath::{
 use crate::identity::cgroup::Kubepods;
 use crate::identity::{cgroup, link, uplink};
 use crate::lock::{Lock, LockError};
-use crate::policy::{RejectionCount, Snapshot};
+use crate::policy::{RejectionCount, Resolved, Snapshot};
 use crate::registry::{Published, Registry, RegistryError, report_changes};
 use crate::supervise::{self, Shutdown, Tasks};
-use crate::{admin, events, metrics, registry};
+use crate::{admin, events, metrics, names, registry};
 
 use inputs::Inputs;
 pub use propagation::Propagation;
@@ -94,6 +94,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     let cluster = file.cluster(&path)?;
     let lease = file.lease(&path)?;
     let mark = file.mark(&path)?;
+    let settings = file.names(&path)?;
     let node = arguments.node_name.clone().or_else(|| file.node_name.clone());
     let registry = Registry::open(&arguments.registry, node.as_deref()).await?;
     let _lock = Lock::take(&arguments.datapath.run_dir)?;
@@ -150,6 +151,13 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         unknown_pod: file.unknown_pod(),
         lease,
         mark,
+        names: settings.enabled,
+        grace: u64::try_from(settings.grace.as_nanos()).unwrap_or(u64::MAX),
+    };
+    let read = names::Inputs {
+        settings,
+        cluster: inputs.cluster.clone(),
+        history: arguments.datapath.run_dir.join("names.json"),
     };
     // Probes answer from the start; nothing else does before the first snapshot is applied.
     let readiness = metrics::Readiness::new(published.health.clone());
@@ -166,7 +174,9 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         let reader = enforcer.attached.reader()?;
         readiness.ready(states.clone(), reader, outlet.lost());
         let mut tasks = Tasks::default();
-        enforcer.report(&mut tasks, &states, outlet, admin, &until)?;
+        let findings = enforcer.read_names(&mut tasks, &states, read, &until)?;
+        let sources = events::Sources { states: states.clone(), findings };
+        enforcer.report(&mut tasks, sources, outlet, admin, &until)?;
         tasks.start("counters", metrics::keep(readiness, until.clone()));
         tasks.start("node report", report::keep(states, report, until.clone()));
         tasks.start("enforcer", enforcer.follow(wake, until.clone()));
@@ -183,6 +193,10 @@ struct Enforcer {
     registry: Published,
     publish: watch::Sender<Arc<AgentState>>,
     told: BTreeSet<String>,
+    /// Addresses for limited gateways, from whoever reads DNS answers.
+    admit: mpsc::Sender<names::Admission>,
+    admissions: mpsc::Receiver<names::Admission>,
+    resolved: Resolved,
 }
 
 type States = watch::Receiver<Arc<AgentState>>;
@@ -195,7 +209,10 @@ impl Enforcer {
     ) -> anyhow::Result<(Self, States)> {
         let snapshot = Arc::clone(&registry.snapshots.borrow_and_update());
         let (held, no_redirect) = (loaded.held(), loaded.no_redirect());
-        let mut desired = inputs.compile(&snapshot, &loaded.actual()?, &[], held, no_redirect)?;
+        let tables = loaded.actual()?;
+        let resolved = Resolved::adopt(&tables, boot_clock(), inputs.grace);
+        let mut desired =
+            inputs.compile(&snapshot, &tables, &[], held, no_redirect, &resolved)?;
         let path: &Path = &inputs.kubepods.path;
         let can_redirect = no_redirect.is_none();
         let (mut attached, mut applied) =
@@ -204,7 +221,8 @@ impl Enforcer {
             // The hooks it needs were loaded and could not be attached.
             let (held, verified) = (attached.actual()?, attached.verified());
             let known = &desired.coverage;
-            desired = inputs.compile(&snapshot, &held, known, verified, attached.no_redirect())?;
+            let why = attached.no_redirect();
+            desired = inputs.compile(&snapshot, &held, known, verified, why, &resolved)?;
             applied = attached.apply(&desired.tables, desired.may_remove)?;
         }
         if let Some(why) = attached.no_redirect() {
@@ -227,32 +245,54 @@ impl Enforcer {
             registry: Known::of(&registry.health.borrow()),
             propagation: Propagation::default(),
             beat: boot_clock(),
+            names: names::Names::default(),
         };
         state.count_rejections();
         report_changes(&[], &state.compiled_problems());
         let (publish, states) = watch::channel(Arc::new(state));
-        let mut enforcer = Self { inputs, attached, registry, publish, told: BTreeSet::new() };
+        let (admit, admissions) = mpsc::channel(1024);
+        let told = BTreeSet::new();
+        let mut enforcer =
+            Self { inputs, attached, registry, publish, told, admit, admissions, resolved };
         enforcer.log(&applied);
         Ok((enforcer, states))
+    }
+
+    /// Starts what reads DNS answers, and gives what it finds.
+    fn read_names(
+        &mut self,
+        tasks: &mut Tasks,
+        states: &States,
+        inputs: names::Inputs,
+        shutdown: &Shutdown,
+    ) -> anyhow::Result<mpsc::Receiver<names::Finding>> {
+        let (told, findings) = mpsc::channel(1024);
+        let ring = self.attached.take_answers();
+        let ring = ring.ok_or_else(|| anyhow::anyhow!("the answer ring has a reader already"))?;
+        let names = states.borrow().names.clone();
+        let (seen, until) = (states.clone(), shutdown.clone());
+        let outlets = names::Outlets { findings: told, admissions: self.admit.clone() };
+        tasks.start("names", names::run(ring, inputs, names, outlets, seen, until));
+        Ok(findings)
     }
 
     /// Starts everything that reports.
     fn report(
         &mut self,
         tasks: &mut Tasks,
-        states: &States,
+        sources: events::Sources,
         outlet: events::Outlet,
         socket: tokio::net::UnixListener,
         shutdown: &Shutdown,
     ) -> anyhow::Result<()> {
         let ring = self.attached.take_events();
         let ring = ring.ok_or_else(|| anyhow::anyhow!("the event ring has a reader already"))?;
-        let (seen, until) = (states.clone(), shutdown.clone());
+        let (seen, until) = (sources.states.clone(), shutdown.clone());
         tasks.start("events", async move {
-            events::run(ring, outlet, seen, until).await;
+            events::run(ring, outlet, sources, until).await;
             Ok(())
         });
-        let (seen, until) = (states.clone(), shutdown.clone());
+        let until = shutdown.clone();
         tasks.start("admin", async move { Ok(admin::serve(socket, seen, until).await?) });
         if let Some(mut logger) = self.attached.take_logger() {
             let mut until = shutdown.clone();
@@ -276,6 +316,10 @@ impl Enforcer {
                 () = shutdown.requested() => return Ok(()),
                 changed = self.registry.snapshots.changed() => changed?,
                 () = wake.notified() => {}
+                Some(admission) = self.admissions.recv() => {
+                    self.admit(&admission);
+                    continue;
+                }
                 _ = beats.tick() => {
                     if !self.beat()? {
                         continue;
@@ -311,7 +355,42 @@ impl Enforcer {
             state.hooks = Arc::new(hooks);
             state.registry = Known::of(&self.registry.health.borrow());
         });
-        Ok(self.is_bounded_elsewhere())
+        Ok(self.resolved.expire(boot_clock()) || self.is_bounded_elsewhere())
+    }
+
+    /// Lets a limited gateway's pods reach what DNS gave them, at once: they are about to.
+    fn admit(&mut self, admission: &names::Admission) {
+        let names::Admission { policy, ip, pattern, ports, answered, expires } = admission;
+        let tables = Arc::clone(&self.publish.borrow().tables);
+        // It may have gone since the answer was read.
+        if !tables.policies.contains_key(policy) {
+            return;
+        }
+        let mut entries = self
+            .resolved
+            .admit(*policy, *ip, pattern, ports, *expires)
+            .inspect_err(|_| self.publish.borrow().names.counts().lost(names::Lost::Admission))
+            .unwrap_or_default();
+        // What the tables say of it already stays.
+        let own = |number| {
+            matches!(Target::from_number(number), Some(Target::Resolved | Target::Earlier))
+        };
+        entries.retain(|(key, _)| tables.exact.get(key).is_none_or(|entry| own(entry.target)));
+        if entries.is_empty() {
+            return;
+        }
+        if let Err(error) = self.attached.put_exact(&entries) {
+            self.publish.borrow().names.counts().lost(names::Lost::Admission);
+            tracing::warn!(error = error.to_string(), "address of a limited gateway not admitted");
+            return;
+        }
+        let micros = boot_clock().saturating_sub(*answered) / 1000;
+        tracing::debug!(dst = %ip, host = pattern, micros, "address admitted");
+        drop(tables);
+        self.publish.send_modify(|state| {
+            let tables = Arc::make_mut(&mut Arc::make_mut(state).tables);
+            tables.exact.extend(entries);
+        });
     }
 
     /// Whether the boundary is attached elsewhere than what the kernel was told.
@@ -331,7 +410,7 @@ impl Enforcer {
         let verified = self.attached.verified();
         let no_redirect = self.attached.no_redirect();
         let desired =
-            match self.inputs.compile(&snapshot, &held, &last.coverage, verified, no_redirect) {
+            match self.inputs.compile(&snapshot, &held, &last.coverage, verified, no_redirect, &self.resolved) {
                 Ok(desired) => desired,
                 // The node could not be read this time: the old policy stays, the next event asks
                 // again.

@@ -7,6 +7,7 @@
 mod aggregate;
 mod attribute;
 mod compact;
+mod dns;
 mod ocsf;
 #[cfg(test)]
 mod tests;
@@ -20,10 +21,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use egress_common::event::{BadSample, Event};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::agent::AgentState;
 use crate::config::EventFormat;
+use crate::names::Finding;
 use crate::supervise::Shutdown;
 use aggregate::{Aggregates, Report};
 use attribute::attribute;
@@ -105,10 +107,23 @@ impl Outlet {
     fn write(&mut self, report: &Report, state: &AgentState) {
         self.sequence += 1;
         let named = attribute(report, state, self.sequence);
-        let line = match self.format {
+        self.put(match self.format {
             EventFormat::Compact => compact::line(&named),
             EventFormat::Ocsf => ocsf::object(&named).to_string(),
-        };
+        });
+    }
+
+    /// Writes what is wrong with a DNS answer, in the same sequence.
+    fn tell(&mut self, finding: &Finding, state: &AgentState) {
+        self.sequence += 1;
+        let node = state.node.as_deref().unwrap_or_default();
+        self.put(match self.format {
+            EventFormat::Compact => dns::line(finding),
+            EventFormat::Ocsf => dns::object(finding, node, self.sequence).to_string(),
+        });
+    }
+
+    fn put(&mut self, line: String) {
         let written = match &mut self.target {
             Target::Stdout => writeln!(io::stdout(), "{line}"),
             Target::File { path, file } => {
@@ -138,13 +153,22 @@ fn reopened(path: &Path, file: &mut File) -> io::Result<()> {
     Ok(())
 }
 
+/// What events are made of, beside the kernel's ring.
+pub struct Sources {
+    /// The names of everything.
+    pub states: watch::Receiver<Arc<AgentState>>,
+    /// What is wrong with DNS answers.
+    pub findings: mpsc::Receiver<Finding>,
+}
+
 /// Reads, aggregates and writes until shutdown; then writes what it has.
 pub async fn run(
     mut ring: impl Iterator<Item = Result<Event, BadSample>> + Send,
     mut outlet: Outlet,
-    states: watch::Receiver<Arc<AgentState>>,
+    sources: Sources,
     mut shutdown: Shutdown,
 ) {
+    let Sources { states, mut findings } = sources;
     let mut aggregates = Aggregates::default();
     loop {
         let last = tokio::select! {
@@ -166,6 +190,9 @@ pub async fn run(
         if !reports.is_empty() {
             let state = Arc::clone(&states.borrow());
             reports.iter().for_each(|report| outlet.write(report, &state));
+        }
+        while let Ok(finding) = findings.try_recv() {
+            outlet.tell(&finding, &Arc::clone(&states.borrow()));
         }
         if last {
             return;

@@ -19,6 +19,7 @@ mod reading;
 mod stream;
 mod view;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,7 +40,7 @@ use reading::Reading;
 use view::View;
 
 pub use counts::{Counts, Lost};
-pub use finding::{Finding, Kind, Pod};
+pub use finding::{Class, Finding, Kind, Pod};
 pub use history::Drift;
 pub use message::{Address, Answer, Outcome, read};
 pub use name::Name;
@@ -71,10 +72,13 @@ pub struct Admission {
     pub policy: PolicyId,
     /// The address.
     pub ip: IpAddr,
-    /// The host or pattern as registered, by which its ports are found.
+    /// The host or pattern as registered.
     pub pattern: String,
-    /// Boot clock nanoseconds when the answer passed, and until when new connections may use it.
+    /// TCP ports it is reached on.
+    pub ports: BTreeSet<u16>,
+    /// Boot clock nanoseconds when the answer passed.
     pub answered: u64,
+    /// Until when connections may be opened to it.
     pub expires: u64,
 }
 

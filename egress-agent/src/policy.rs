@@ -21,6 +21,7 @@ pub mod desired;
 pub mod explain;
 pub mod mesh;
 pub mod registered;
+pub mod resolved;
 pub mod rejection;
 pub mod snapshot;
 pub mod tables;
@@ -33,6 +34,7 @@ pub use snapshot::{
     GatewayTarget, Node, Pod, RedirectPort, Selector, Service, ServicePort, Slice, SliceEndpoint,
     Snapshot,
 };
+pub use resolved::Resolved;
 pub use tables::Tables;
 
 /// Namespace and name of a namespaced object.
@@ -190,6 +192,10 @@ pub struct NodeState {
     pub unknown_pod: Mode,
     /// Bits of the packet mark for the uplink.
     pub mark: Mark,
+    /// Addresses that DNS gave to pods of limited gateways.
+    pub resolved: Resolved,
+    /// Whether DNS answers toward governed pods and gateways' pods are read.
+    pub names: bool,
     /// Why connections cannot be redirected on this node, if they cannot.
     pub no_redirect: Option<String>,
     /// Heartbeat lease in nanoseconds; 0 for none.

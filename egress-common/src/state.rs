@@ -193,6 +193,10 @@ closed_enum! {
         Node = 5 "node",
         /// A Service port that ends outside the cluster.
         HiddenExternal = 6 "hidden_external",
+        /// An address that an answer gave to a limited gateway, for a registered host.
+        Resolved = 7 "resolved",
+        /// One that was such a while ago: what is open goes on.
+        Earlier = 8 "earlier",
     }
 }
 

@@ -37,10 +37,10 @@ struct Arguments {
 enum Task {
     /// Make this machine able to build, demo and test.
     ///
-    /// Installs nft and ip, the standard library's source, bpf-linker and Envoy, and builds a
-    /// Kubernetes API server and istiod with Go for the tests, each only if it is missing. Tools
-    /// are kept by version in the user's cache directory, so a second clone reuses them. Safe to
-    /// repeat; the other tasks call what they need of it.
+    /// Installs nft and ip, the standard library's source, bpf-linker, Envoy and Prometheus, and
+    /// builds a Kubernetes API server and istiod with Go for the tests, each only if it is missing.
+    /// Tools are kept by version in the user's cache directory, so a second clone reuses them. Safe
+    /// to repeat; the other tasks call what they need of it.
     Setup,
     /// Build the eBPF object, keep it in the repository, and build the agent.
     Build(build::Arguments),

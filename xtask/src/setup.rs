@@ -10,6 +10,7 @@ mod envoy;
 mod golang;
 mod linker;
 mod mirror;
+mod prometheus;
 pub(crate) mod stdsource;
 
 use std::fs;
@@ -23,6 +24,7 @@ use crate::paths;
 pub(crate) use envoy::program as envoy;
 pub(crate) use golang::{control_plane, istiod};
 pub(crate) use linker::{VERSION as BPF_LINKER, program as bpf_linker};
+pub(crate) use prometheus::{promtool, server as prometheus};
 
 /// Something a task cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub(crate) enum Need {
     ControlPlane,
     /// Istio's own control plane, which the tests compare the agent with.
     Istiod,
+    /// Scrapes the agent in the tests of alerts and dashboards, and tests their rules.
+    Prometheus,
 }
 
 /// All of it.
@@ -51,6 +55,7 @@ pub(crate) fn run() -> Result<()> {
         Need::Envoy,
         Need::ControlPlane,
         Need::Istiod,
+        Need::Prometheus,
     ])?;
     eprintln!("setup: ready after {}", seconds(start));
     Ok(())
@@ -67,6 +72,7 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
             Need::Envoy => ("envoy", envoy::ensure()),
             Need::ControlPlane => ("control plane", golang::ensure_control_plane()),
             Need::Istiod => ("istiod", golang::ensure_istiod()),
+            Need::Prometheus => ("prometheus", prometheus::ensure()),
         };
         let outcome = outcome.with_context(|| format!("setup of {what} failed"))?;
         eprintln!("setup: {what}: {outcome} ({})", seconds(start));

@@ -24,7 +24,7 @@ const PURE: [&str; 3] = ["egress-common", "egress-agent", "xtask"];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     paths::require_root("test")?;
-    setup::ensure(&[Need::Net, Need::Envoy, Need::ControlPlane, Need::Istiod])?;
+    setup::ensure(&[Need::Net, Need::Envoy, Need::ControlPlane, Need::Istiod, Need::Prometheus])?;
     object::ensure_kept()?;
     // The agent suite runs the agent's program, which building a test of another package omits.
     process::run(cargo("build").args(["--package", "egress-agent", "--bins"]))?;
@@ -123,6 +123,9 @@ fn environment(command: &mut Command) -> Result<()> {
     command
         .env("EGRESS_CONTROL_PLANE", setup::control_plane()?)
         .env("EGRESS_ISTIOD", setup::istiod()?);
+    command
+        .env("EGRESS_PROMETHEUS", setup::prometheus()?)
+        .env("EGRESS_PROMTOOL", setup::promtool()?);
     command.env("EGRESS_EBPF_OBJECT_PATH", paths::root().join(crate::sources::OBJECT));
     Ok(())
 }

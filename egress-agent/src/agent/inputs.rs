@@ -10,7 +10,7 @@ use crate::identity::cgroup::Kubepods;
 use crate::identity::link;
 use crate::policy::compile::compile;
 use crate::policy::{
-    ClusterConfig, Coverage, Desired, Held, Mark, NodeState, OwnPod, Snapshot, Tables,
+    ClusterConfig, Coverage, Desired, Held, Mark, NodeState, OwnPod, Resolved, Snapshot, Tables,
 };
 
 /// What does not change while the agent runs.
@@ -23,6 +23,9 @@ pub(super) struct Inputs {
     pub(super) unknown_pod: Mode,
     pub(super) lease: Duration,
     pub(super) mark: Mark,
+    pub(super) names: bool,
+    /// How long an address that an earlier agent left counts, nanoseconds.
+    pub(super) grace: u64,
 }
 
 impl Inputs {
@@ -38,6 +41,7 @@ impl Inputs {
         known: &[Coverage],
         verified: BTreeSet<u32>,
         no_redirect: Option<&str>,
+        resolved: &Resolved,
     ) -> anyhow::Result<Desired> {
         let boot_epoch = i128::from(boot_clock()) - jiff::Timestamp::now().as_nanosecond();
         let node = NodeState {
@@ -56,6 +60,8 @@ impl Inputs {
             verified,
             unknown_pod: self.unknown_pod,
             mark: self.mark,
+            names: self.names,
+            resolved: resolved.clone(),
             no_redirect: no_redirect.map(str::to_owned),
             lease: u64::try_from(self.lease.as_nanos()).unwrap_or(u64::MAX),
             // The two clocks drift by microseconds between reads; whole seconds do not, and an

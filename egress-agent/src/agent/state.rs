@@ -10,6 +10,7 @@ use crate::datapath::HookStatus;
 use crate::policy::{
     Desired, Origin, Problem, ProblemCode, Rejection, RejectionCount, Snapshot, Tables,
 };
+use crate::names::Names;
 use crate::registry::Health;
 
 /// What everything that reports reads: one immutable value per change.
@@ -43,6 +44,8 @@ pub struct AgentState {
     pub propagation: Propagation,
     /// Boot clock of the last heartbeat, nanoseconds.
     pub beat: u64,
+    /// What DNS told the pods; the same value in every state.
+    pub names: Names,
 }
 
 /// How well the registry is known.
@@ -133,6 +136,7 @@ impl AgentState {
             registry: Known { at: Instant::now(), at_epoch: 1_700_000_000.0, connected: true },
             propagation: Propagation::default(),
             beat: crate::clock::boot_clock(),
+            names: Names::default(),
         }
     }
 }

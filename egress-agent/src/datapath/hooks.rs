@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
-use super::attach::{Attached, interface_pin, pinned_interfaces};
+use super::attach::{Attached, Place, places};
 use super::load::{CGROUP_HOOKS, Hook, INTERFACE_HOOKS, PEER_HOOKS, UPLINK_HOOK};
-use super::sys;
+use super::sys::{self, LinkInfo, SysError};
 
 /// One hook as the kernel reports it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -31,43 +30,42 @@ impl Attached {
         // Zero is no cgroup's id: a directory that is gone matches no link.
         let id = fs::metadata(&self.kubepods).map_or(0, |directory| directory.ino());
         let cgroup = CGROUP_HOOKS.into_iter().chain(PEER_HOOKS).map(move |hook| {
-            let target = self.kubepods.display().to_string();
-            self.status(hook, &self.options.link_pin(hook.name), id, target)
+            let pin = self.links.options.link_pin(hook.name);
+            let found = sys::open_pin(&pin).and_then(|fd| sys::link_info(fd.as_fd(), hook.name));
+            self.status(hook, found, id, self.kubepods.display().to_string())
         });
-        let pinned = |pins: &Path| pinned_interfaces(&self.options, pins).unwrap_or_default();
-        let uplinks = pinned(&self.options.uplink_pins()).into_iter().map(|ifindex| {
-            let pin = self.options.uplink_pins().join(ifindex.to_string());
-            self.status(UPLINK_HOOK, &pin, u64::from(ifindex), format!("ifindex {ifindex}"))
-        });
-        let interfaces = pinned(&self.options.interface_pins());
-        let interfaces = interfaces.into_iter().flat_map(|ifindex| {
-            INTERFACE_HOOKS.into_iter().map(move |hook| {
-                let pin = interface_pin(&self.options, hook, ifindex);
-                self.status(hook, &pin, u64::from(ifindex), format!("ifindex {ifindex}"))
-            })
-        });
-        cgroup.chain(interfaces).chain(uplinks).collect()
+        let held = |hook| self.links.held(hook).unwrap_or_default().into_iter();
+        let uplinks = held(UPLINK_HOOK).map(|ifindex| Place { hook: UPLINK_HOOK, ifindex });
+        let [boundary, _] = INTERFACE_HOOKS;
+        let placed = held(boundary).flat_map(places).chain(uplinks).map(|place| self.look(place));
+        cgroup.chain(placed).collect()
     }
 
     /// Interfaces on which both programs of the boundary are attached, as this agent loaded them.
     pub fn verified(&self) -> BTreeSet<u32> {
-        let interfaces =
-            pinned_interfaces(&self.options, &self.options.interface_pins()).unwrap_or_default();
-        let holds = |ifindex: &u32| {
-            INTERFACE_HOOKS.into_iter().all(|hook| {
-                let pin = interface_pin(&self.options, hook, *ifindex);
-                self.status(hook, &pin, u64::from(*ifindex), String::new()).attached
-            })
-        };
-        interfaces.into_iter().filter(holds).collect()
+        let [boundary, _] = INTERFACE_HOOKS;
+        let held = self.links.held(boundary).unwrap_or_default().into_iter();
+        held.filter(|ifindex| places(*ifindex).all(|place| self.look(place).attached)).collect()
     }
 
-    fn status(&self, hook: Hook, pin: &Path, on: u64, target: String) -> HookStatus {
-        let detail = match sys::open_pin(pin).and_then(|fd| sys::link_info(fd.as_fd(), hook.name)) {
+    fn look(&self, place: Place) -> HookStatus {
+        let Place { hook, ifindex } = place;
+        let found = self.links.holder(place);
+        self.status(hook, found, u64::from(ifindex), format!("ifindex {ifindex}"))
+    }
+
+    fn status(
+        &self,
+        hook: Hook,
+        found: Result<LinkInfo, SysError>,
+        on: u64,
+        target: String,
+    ) -> HookStatus {
+        let detail = match found {
             Err(error) => error.to_string(),
             Ok(info) if info.target == 0 => "what it was attached to is gone".to_owned(),
             Ok(info) if info.target != on => format!("attached to {} instead", info.target),
-            Ok(info) if Some(info.program) != self.program(hook).map(|program| program.id) => {
+            Ok(info) if Some(info.program) != self.links.program(hook).map(|ours| ours.id) => {
                 format!("runs program {}, which this agent did not load", info.program)
             }
             Ok(_) => String::new(),

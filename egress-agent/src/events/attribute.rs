@@ -35,6 +35,8 @@ pub(super) struct Named {
     pub(super) gateway: String,
     pub(super) src: Option<(String, u16)>,
     pub(super) dst: String,
+    /// The name by which the pod resolved it.
+    pub(super) host: Option<String>,
     pub(super) dst_port: u16,
     pub(super) protocol: u8,
     pub(super) is_v6: bool,
@@ -60,7 +62,9 @@ pub(super) fn attribute(report: &Report, state: &AgentState, sequence: u64) -> N
         gateway.id == event.gateway.0 && event.gateway != egress_common::key::GatewayId::NONE
     });
     let dst = event.dst.ip();
-    let destination = Destination { host: None, ip: Some(dst), port: event.dst_port };
+    let host = state.names.host(event.pod, dst);
+    let destination =
+        Destination { host: host.as_deref(), ip: Some(dst), port: event.dst_port };
     let outside = Reason::from_number(event.reason).is_some_and(is_outside);
     let classified = coverage.filter(|_| outside).map(|coverage| {
         classify(&state.snapshot, &Client::of(&state.snapshot, coverage), &destination)
@@ -87,6 +91,7 @@ pub(super) fn attribute(report: &Report, state: &AgentState, sequence: u64) -> N
         gateway: gateway.map(|gateway| gateway.name.to_string()).unwrap_or_default(),
         src: (!hook.is_socket()).then(|| (event.src.to_string(), event.src_port)),
         dst: dst.to_string(),
+        host: host.clone(),
         dst_port: event.dst_port,
         protocol: event.protocol,
         is_v6: dst.is_ipv6(),
@@ -153,12 +158,15 @@ const fn is_about_the_destination(reason: Reason) -> bool {
         | Reason::UnknownPod
         | Reason::PolicyStale
         | Reason::ForeignSocket
-        | Reason::RedirectUnavailable => false,
+        | Reason::RedirectUnavailable
+        | Reason::Resolved
+        // No socket hook judges a limited gateway.
+        | Reason::Unresolved => false,
     }
 }
 
 /// A boot-clock time on the wall clock.
-fn wall_clock(boot: u64) -> Timestamp {
+pub(super) fn wall_clock(boot: u64) -> Timestamp {
     let age = i128::from(boot_clock()) - i128::from(boot);
     let nanos = Timestamp::now().as_nanosecond() - age;
     Timestamp::from_nanosecond(nanos).unwrap_or(Timestamp::UNIX_EPOCH)

@@ -18,9 +18,10 @@ pub(super) fn line(named: &Named) -> String {
     let workload =
         if workload.is_empty() { String::new() } else { format!(" ({kind}/{workload})") };
     let dst = if named.is_v6 { format!("[{}]", named.dst) } else { named.dst.clone() };
+    let host = named.host.as_ref().map_or_else(String::new, |host| format!(" ({host})"));
     let protocol = protocol_name(named.protocol);
     let mut line = format!(
-        "{time} {verdict:<5} {pod}{workload} -> {dst}:{}/{protocol}  {}",
+        "{time} {verdict:<5} {pod}{workload} -> {dst}:{}/{protocol}{host}  {}",
         named.dst_port, named.reason
     );
     // Writing to a string cannot fail. A process names itself: without escapes it could end the

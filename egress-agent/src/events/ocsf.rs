@@ -62,6 +62,9 @@ pub(super) fn object(named: &Named) -> Value {
         },
         "unmapped": unmapped(named),
     });
+    if let Some(host) = &named.host {
+        event["dst_endpoint"]["hostname"] = json!(host);
+    }
     if !named.policy.is_empty() {
         event["policy"] = json!({
             "uid": named.policy,

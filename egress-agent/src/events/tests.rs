@@ -65,6 +65,10 @@ fn state(capture: Capture) -> AgentState {
         hosts: vec!["api.stripe.com".to_owned()],
         addresses: vec!["203.0.113.0/24".parse().unwrap()],
         ports: vec![443],
+        dialled: Default::default(),
+        endpoints: Vec::new(),
+        endpoint_hosts: Vec::new(),
+        expected: Vec::new(),
         location: Default::default(),
         resolution: Default::default(),
         export_to: vec!["*".to_owned()],
@@ -276,7 +280,8 @@ async fn what_is_open_is_written_when_the_agent_stops() {
     let (_states, seen) = watch::channel(Arc::new(state(Capture::None)));
     let ring = [Ok(event(Hook::Wall)), Err(BadSample { len: 3 })].into_iter();
     trigger.request();
-    run(ring, outlet, seen, shutdown).await;
+    let (_told, findings) = mpsc::channel(1);
+    run(ring, outlet, Sources { states: seen, findings }, shutdown).await;
     assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
     assert_eq!(lost.counts().next(), Some(("decode", 1)));
 }

@@ -6,10 +6,11 @@
 //! never an address, a port or a host.
 
 use egress_common::state::{Direction, loss};
-use egress_common::{Mode, Reason, Verdict};
+use egress_common::{Mode, Reason, Verdict, dns};
 
 use crate::datapath::{hook_names, map_names};
 use crate::events::LostEvents;
+use crate::names::{Lost, Outcome};
 use crate::policy::{CoverageState, ProblemCode, RejectReason};
 
 /// What a metric's number does.
@@ -91,6 +92,9 @@ const STAGE: Label = words("stage", || {
     let kernel = loss::NAMES.into_iter().filter(|name| *name != "suppressed");
     kernel.chain(LostEvents::NAMES).collect()
 });
+const ANSWER: Label = words("result", all!(Outcome));
+const DNS_STAGE: Label =
+    words("stage", || dns::loss::NAMES.into_iter().chain(Lost::NAMES).collect());
 const VERSION: Label = names("version", "the agent's version");
 const SCHEMA: Label = names("schema", "number of the kernel tables' layout");
 
@@ -213,6 +217,16 @@ catalogue! {
             "Events and counts that were lost, by the stage that lost them.";
         EventsSuppressed = Counter "egress_events_suppressed_total" []
             "Decisions that raised no event because the same one had just been told.";
+    }
+    "Names" {
+        DnsAnswers = Counter "egress_dns_answers_total" [ANSWER]
+            "DNS messages toward governed pods and gateways' pods, by what they were, since the agent started.";
+        DnsRebinding = Counter "egress_dns_rebinding_total" [NAMESPACE, WORKLOAD]
+            "DNS answers in which an external name led inside: to the cluster, a node, the pod itself or the metadata service.";
+        DnsDrift = Counter "egress_dns_drift_total" [NAMESPACE, WORKLOAD]
+            "DNS answers in which a registered host led to where it was never seen, or is not expected.";
+        DnsLost = Counter "egress_dns_lost_total" [DNS_STAGE]
+            "DNS answers and what came of them that were lost, by the stage that lost them.";
     }
     "The agent" {
         LeaseAge = Gauge "egress_agent_lease_age_seconds" []

@@ -14,6 +14,7 @@ use super::traffic::traffic;
 use crate::agent::AgentState;
 use crate::datapath::{CounterReader, DatapathError};
 use crate::events::LostEvents;
+use crate::names::Class;
 
 /// Why a scrape failed.
 #[derive(Debug, thiserror::Error)]
@@ -34,12 +35,18 @@ pub(super) struct Counted {
     pub(super) pods: BTreeMap<CounterKey, Counter>,
     pub(super) node: BTreeMap<(Verdict, Reason), Counter>,
     pub(super) losses: Vec<(&'static str, u64)>,
+    pub(super) lost_answers: Vec<(&'static str, u64)>,
 }
 
 impl Counted {
     /// Reads the pinned maps.
     pub(super) fn read(reader: &CounterReader) -> Result<Self, DatapathError> {
-        Ok(Self { pods: reader.counters()?, node: reader.node()?, losses: reader.losses()? })
+        Ok(Self {
+            pods: reader.counters()?,
+            node: reader.node()?,
+            losses: reader.losses()?,
+            lost_answers: reader.lost_answers()?,
+        })
     }
 }
 
@@ -53,6 +60,7 @@ pub(super) fn collect(
     let mut families = traffic(state, ledger, &counted.pods);
     families.extend(node(&counted.node));
     families.extend(losses(&counted.losses, lost));
+    families.extend(names(state, &counted.lost_answers));
     families.extend(super::standing::standing(state));
     families.push(build_info());
     encode(families)
@@ -91,6 +99,29 @@ fn losses(kernel: &[(&'static str, u64)], lost: &LostEvents) -> Vec<Family> {
         events.add(&[stage], number(count));
     }
     vec![events, suppressed]
+}
+
+/// What DNS told the pods.
+fn names(state: &AgentState, kernel: &[(&'static str, u64)]) -> [Family; 4] {
+    let counts = state.names.counts();
+    let mut answers = Family::new(Metric::DnsAnswers);
+    for (outcome, count) in counts.outcomes() {
+        answers.add(&[outcome.name()], number(count));
+    }
+    let mut lost = Family::new(Metric::DnsLost);
+    for (stage, count) in kernel.iter().copied().chain(counts.losses()) {
+        lost.add(&[stage], number(count));
+    }
+    let by_workload = |metric, class| {
+        let mut family = Family::new(metric);
+        for ((namespace, workload), count) in counts.findings(class) {
+            family.add(&[&namespace, &workload], number(count));
+        }
+        family
+    };
+    let rebinding = by_workload(Metric::DnsRebinding, Class::Rebinding);
+    let drift = by_workload(Metric::DnsDrift, Class::Drift);
+    [answers, rebinding, drift, lost]
 }
 
 fn build_info() -> Family {

@@ -103,7 +103,7 @@ fn exposition_of(state: &AgentState, pods: BTreeMap<CounterKey, Counter>) -> Str
     ledger.learn(state, 1);
     let losses =
         vec![("ring", 0), ("counter", 0), ("reply", 0), ("suppressed", 0), ("original", 0)];
-    let counted = Counted { pods, node: BTreeMap::new(), losses };
+    let counted = Counted { pods, node: BTreeMap::new(), losses, lost_answers: Vec::new() };
     collect(state, &counted, &ledger, &LostEvents::default()).unwrap()
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::finding::Kind;
+use super::finding::Class;
 use super::message::Outcome;
 
 /// Where user space can lose something: label of `egress_dns_lost_total`, beside the kernel's.
@@ -24,7 +24,25 @@ impl Lost {
 }
 
 /// Namespace and workload.
-pub type Workload = (String, String);
+pub(super) type Workload = (String, String);
+
+/// Answers with a finding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Both {
+    rebinding: u64,
+    drift: u64,
+}
+
+impl Both {
+    const fn of(&mut self, class: Class) -> &mut u64 {
+        match class {
+            Class::Rebinding => &mut self.rebinding,
+            Class::Drift => &mut self.drift,
+        }
+    }
+}
+
+type ByWorkload = BTreeMap<Workload, Both>;
 
 /// The counters.
 #[derive(Debug, Default)]
@@ -32,7 +50,7 @@ pub struct Counts {
     outcomes: [AtomicU64; Outcome::ALL.len()],
     lost: [AtomicU64; Lost::NAMES.len()],
     /// Answers with a finding, by workload.
-    findings: Mutex<BTreeMap<Workload, [u64; Kind::COUNT]>>,
+    findings: Mutex<ByWorkload>,
 }
 
 impl Counts {
@@ -49,15 +67,17 @@ impl Counts {
         }
     }
 
-    pub(super) fn finding(&self, workload: Workload, kind: Kind) {
-        self.by_workload().entry(workload).or_default()[kind.index()] += 1;
+    pub(super) fn finding(&self, workload: Workload, class: Class) {
+        let mut findings = self.by_workload();
+        let both = findings.entry(workload).or_default();
+        *both.of(class) += 1;
     }
 
     /// Workloads that are there now: counted from zero, so that the first finding is a rise. Those
     /// that are gone stay only where there is something to say of them.
     pub(super) fn know(&self, workloads: impl Iterator<Item = Workload>) {
         let mut findings = self.by_workload();
-        findings.retain(|_, counts| counts.iter().any(|count| *count > 0));
+        findings.retain(|_, counts| *counts != Both::default());
         for workload in workloads {
             findings.entry(workload).or_default();
         }
@@ -66,7 +86,7 @@ impl Counts {
     /// Messages by what they were.
     pub fn outcomes(&self) -> impl Iterator<Item = (Outcome, u64)> {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Outcome::ALL.into_iter().zip(self.outcomes.iter().map(count).collect::<Vec<_>>())
+        Outcome::ALL.iter().copied().zip(self.outcomes.iter().map(count).collect::<Vec<_>>())
     }
 
     /// What was lost in user space, by stage.
@@ -76,12 +96,12 @@ impl Counts {
     }
 
     /// Answers with a finding of a kind, by workload.
-    pub fn findings(&self, kind: Kind) -> Vec<(Workload, u64)> {
-        let findings = self.by_workload();
-        findings.iter().map(|(workload, by)| (workload.clone(), by[kind.index()])).collect()
+    pub fn findings(&self, class: Class) -> Vec<(Workload, u64)> {
+        let mut findings = self.by_workload();
+        findings.iter_mut().map(|(workload, both)| (workload.clone(), *both.of(class))).collect()
     }
 
-    fn by_workload(&self) -> std::sync::MutexGuard<'_, BTreeMap<Workload, [u64; Kind::COUNT]>> {
+    fn by_workload(&self) -> std::sync::MutexGuard<'_, ByWorkload> {
         // Counters somebody panicked over are at worst one short.
         self.findings.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -16,8 +16,23 @@ pub enum Kind {
     Drift(Drift),
 }
 
+/// The two that are counted apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// See [`Kind::Rebinding`].
+    Rebinding,
+    /// See [`Kind::Drift`].
+    Drift,
+}
+
 impl Kind {
-    pub(super) const COUNT: usize = 2;
+    /// Which of the two it is.
+    pub const fn class(self) -> Class {
+        match self {
+            Self::Rebinding(_) => Class::Rebinding,
+            Self::Drift(_) => Class::Drift,
+        }
+    }
 
     /// The class of event.
     pub const fn name(self) -> &'static str {
@@ -32,14 +47,6 @@ impl Kind {
         match self {
             Self::Rebinding(place) => place.name(),
             Self::Drift(drift) => drift.name(),
-        }
-    }
-
-    /// The two that are counted apart.
-    pub(super) const fn index(self) -> usize {
-        match self {
-            Self::Rebinding(_) => 0,
-            Self::Drift(_) => 1,
         }
     }
 }

@@ -65,7 +65,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, for metrics that must exist at zero.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: &[Self] = &[
         Self::Learned,
         Self::NoAddress,
         Self::Failed,

@@ -135,7 +135,7 @@ impl Reading {
         let registration = view.registered.find(host.as_str());
         let now = Timestamp::now().as_second();
         let learning = i64::try_from(self.settings.learning.as_secs()).unwrap_or(i64::MAX);
-        let mut counted: Vec<&'static str> = Vec::new();
+        let mut counted = Vec::new();
         for address in &heard.answer.addresses {
             let place = view.places.of_address(address.ip);
             let kind = match (place, registration) {
@@ -148,9 +148,9 @@ impl Reading {
             };
             if let Some(kind) = kind {
                 // An answer counts once, however many addresses it has.
-                if !counted.contains(&kind.name()) {
-                    counted.push(kind.name());
-                    counts.finding(workload(&heard.client.pod), kind);
+                if !counted.contains(&kind.class()) {
+                    counted.push(kind.class());
+                    counts.finding(workload(&heard.client.pod), kind.class());
                 }
                 let declared_by = registration.and_then(|one| one.by.clone());
                 found.findings.extend(self.told(heard, kind, address, declared_by));
@@ -169,6 +169,7 @@ impl Reading {
                     policy,
                     ip: address.ip,
                     pattern: registration.pattern.clone(),
+                    ports: registration.ports.clone(),
                     answered: heard.head.time,
                     expires,
                 });

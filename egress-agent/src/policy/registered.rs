@@ -187,7 +187,8 @@ mod tests {
         world.snapshot.declarations = vec![dns, fixed, none];
         let named: Vec<IpAddr> = named(&world.snapshot).map(|(_, ip)| ip).collect();
         assert_eq!(named, [ip("198.51.100.1"), ip("198.51.100.2")]);
-        let expected = &Registered::of(&world.snapshot).find("a.example").unwrap().expected;
+        let registered = Registered::of(&world.snapshot);
+        let expected = &registered.find("a.example").unwrap().expected;
         assert!(!expected.contains(&net("240.240.0.1/32")) && expected.len() == 3);
     }
 }

@@ -202,6 +202,8 @@ pub struct EgressPolicy {
     pub inbound_ranges: Vec<IpNet>,
     /// Ports of the outside whose connections go to the gateways, for pods without a proxy.
     pub redirect: Vec<RedirectPort>,
+    /// What happens to the gateways' own traffic where nothing resolved leads it.
+    pub gateway_egress: Mode,
     /// Connections each pod may open toward gateways.
     pub pod_rate: Option<ConnectionRate>,
     /// Connections all pods of a namespace on one node may open toward gateways.

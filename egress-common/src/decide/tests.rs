@@ -126,7 +126,7 @@ pub(crate) fn pod() -> Subject {
         answers: false,
         guarded: false,
         redirects: false,
-        pad: 0,
+        outside: Reason::NotGateway,
     }
 }
 

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Staging, mirror};
+use super::{Staging, apt, mirror};
 use crate::paths::find_program;
 use crate::process::{self, Lines};
 
@@ -92,11 +92,7 @@ fn from_debian(release: &str, directory: &Path) -> Result<()> {
         Lines::Kept,
     )
     .with_context(|| format!("{SUITE} has no rust-src {release}, the version of this rustc"))?;
-    let package = fs::read_dir(&staging.0)?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get downloaded no package")?;
+    let package = apt::package_in(&staging.0)?;
     let unpacked = staging.0.join("unpacked");
     process::run_long(
         "unpacking",

@@ -134,6 +134,7 @@ pub(in crate::policy) fn policy(name: &str, namespaces: &[&str]) -> EgressPolicy
         nodes: Vec::new(),
         inbound_ranges: Vec::new(),
         redirect: Vec::new(),
+        gateway_egress: Mode::Off,
         pod_rate: None,
         namespace_rate: None,
         deny_response: DenyResponse::Reset,

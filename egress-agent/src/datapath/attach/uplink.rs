@@ -1,0 +1,32 @@
+//! The second question at the node's uplinks, where Service addresses are translated already.
+
+use std::collections::BTreeSet;
+
+use super::Attached;
+use super::chain::Place;
+use crate::datapath::DatapathError;
+use crate::datapath::load::UPLINK_HOOK;
+
+impl Attached {
+    /// Attaches the node's uplinks and lets go of those that are none any more. Links that exist
+    /// get this agent's program. Returns what could not be done, for the operator.
+    ///
+    /// # Errors
+    /// When the pins cannot be read or one that is left over cannot be removed.
+    pub fn link_uplinks(&self, uplinks: &BTreeSet<u32>) -> Result<Vec<String>, DatapathError> {
+        let mut warnings = Vec::new();
+        if self.links.chain.missing().is_some() {
+            return Ok(warnings);
+        }
+        let place = |ifindex: &u32| Place { hook: UPLINK_HOOK, ifindex: *ifindex };
+        for ifindex in uplinks {
+            if let Err(error) = self.links.hold(place(ifindex), true) {
+                warnings.push(format!("uplink with ifindex {ifindex}: {error}"));
+            }
+        }
+        for ifindex in self.links.held(UPLINK_HOOK)?.difference(uplinks) {
+            self.links.let_go(place(ifindex))?;
+        }
+        Ok(warnings)
+    }
+}
