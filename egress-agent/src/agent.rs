@@ -1,6 +1,8 @@
 //! The only place that knows everybody: registry in, kernel out, and what is told about it.
 
 mod inputs;
+mod lease;
+mod naming;
 mod propagation;
 mod report;
 mod state;
@@ -10,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use egress_common::state::{Pod as KernelPod, Target};
+use egress_common::state::Pod as KernelPod;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::cli::{Run, exit};
-use crate::clock::boot_clock;
+use crate::clock::{BootEpoch, boot_clock};
 use crate::config::{ConfigError, File};
 use crate::datapath::{
     Applied, Attached, Check, CheckStatus, DatapathError, Loaded, Options, preflight,
@@ -27,7 +29,8 @@ use crate::registry::{Published, Registry, RegistryError, report_changes};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, names, registry};
 
-use inputs::Inputs;
+use inputs::{Inputs, View};
+use lease::{BEAT, first_snapshot};
 pub use propagation::Propagation;
 pub use state::{AgentState, Known};
 
@@ -107,6 +110,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     if checks.iter().any(|check| check.status == CheckStatus::Fail) {
         return Err(RunError::Preflight(checks));
     }
+    let _pins = Lock::take_pins(&options.bpffs)?;
     let kubepods = Kubepods::find(arguments.cgroup_root.as_deref()).map_err(anyhow::Error::from)?;
     let own = kubepods.own().map_err(anyhow::Error::from)?;
     let mut loaded = Loaded::load(&options).map_err(anyhow::Error::from)?;
@@ -153,6 +157,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         mark,
         names: settings.enabled,
         grace: u64::try_from(settings.grace.as_nanos()).unwrap_or(u64::MAX),
+        epoch: BootEpoch::now(),
     };
     let read = names::Inputs {
         settings,
@@ -165,10 +170,8 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     tasks.start("http", async move { Ok(metrics::serve(listener, ready, until).await?) });
     let until = shutdown.clone();
     let main = async move {
-        let mut until = until;
-        tokio::select! {
-            () = until.requested() => return Ok(()),
-            first = published.snapshots.wait_for(|known| known.revision > 0) => drop(first?),
+        if !first_snapshot(&mut published, &mut loaded, until.clone()).await? {
+            return Ok(());
         }
         let (mut enforcer, states) = Enforcer::start(inputs, loaded, published)?;
         let reader = enforcer.attached.reader()?;
@@ -208,21 +211,33 @@ impl Enforcer {
         mut registry: Published,
     ) -> anyhow::Result<(Self, States)> {
         let snapshot = Arc::clone(&registry.snapshots.borrow_and_update());
-        let (held, no_redirect) = (loaded.held(), loaded.no_redirect());
-        let tables = loaded.actual()?;
-        let resolved = Resolved::adopt(&tables, boot_clock(), inputs.grace);
-        let mut desired =
-            inputs.compile(&snapshot, &tables, &[], held, no_redirect, &resolved)?;
+        let (actual, verified) = (loaded.actual()?, loaded.held());
+        let resolved = Resolved::adopt(&actual, boot_clock(), inputs.grace);
+        let (known, no_redirect) = (&[], loaded.no_redirect());
+        let view = View { held: &actual, known, verified, no_redirect, resolved: &resolved };
+        let (mut desired, fit) = inputs.fitting(&snapshot, view, loaded.capacities())?;
+        let refused = match fit {
+            Ok(()) => None,
+            // Nothing is there to go on with.
+            Err(refused) if actual.config.generation == 0 => {
+                return Err(DatapathError::Refused(refused).into());
+            }
+            Err(refused) => {
+                tracing::error!(error = refused.to_string(), "policy refused; the old one stays");
+                Some(refused.to_string())
+            }
+        };
         let path: &Path = &inputs.kubepods.path;
-        let can_redirect = no_redirect.is_none();
-        let (mut attached, mut applied) =
-            loaded.attach(path, &desired.tables, desired.may_remove)?;
-        if can_redirect && attached.no_redirect().is_some() {
+        let can_redirect = loaded.no_redirect().is_none();
+        let tables = if refused.is_some() { &actual } else { &desired.tables };
+        let (mut attached, mut applied) = loaded.attach(path, tables, desired.may_remove)?;
+        if can_redirect && attached.no_redirect().is_some() && refused.is_none() {
             // The hooks it needs were loaded and could not be attached.
             let (held, verified) = (attached.actual()?, attached.verified());
             let known = &desired.coverage;
-            let why = attached.no_redirect();
-            desired = inputs.compile(&snapshot, &held, known, verified, why, &resolved)?;
+            let no_redirect = attached.no_redirect();
+            let view = View { held: &held, known, verified, no_redirect, resolved: &resolved };
+            desired = inputs.compile(&snapshot, view)?;
             applied = attached.apply(&desired.tables, desired.may_remove)?;
         }
         if let Some(why) = attached.no_redirect() {
@@ -239,9 +254,9 @@ impl Enforcer {
             hooks: Arc::new(attached.hooks()),
             usage: Arc::new(attached.usage(&tables)),
             tables: Arc::new(tables),
-            refused: None,
+            applies: if refused.is_some() { (0, 1) } else { (1, 0) },
+            refused,
             warnings: applied.warnings.clone(),
-            applies: (1, 0),
             registry: Known::of(&registry.health.borrow()),
             propagation: Propagation::default(),
             beat: boot_clock(),
@@ -256,24 +271,6 @@ impl Enforcer {
             Self { inputs, attached, registry, publish, told, admit, admissions, resolved };
         enforcer.log(&applied);
         Ok((enforcer, states))
-    }
-
-    /// Starts what reads DNS answers, and gives what it finds.
-    fn read_names(
-        &mut self,
-        tasks: &mut Tasks,
-        states: &States,
-        inputs: names::Inputs,
-        shutdown: &Shutdown,
-    ) -> anyhow::Result<mpsc::Receiver<names::Finding>> {
-        let (told, findings) = mpsc::channel(1024);
-        let ring = self.attached.take_answers();
-        let ring = ring.ok_or_else(|| anyhow::anyhow!("the answer ring has a reader already"))?;
-        let names = states.borrow().names.clone();
-        let (seen, until) = (states.clone(), shutdown.clone());
-        let outlets = names::Outlets { findings: told, admissions: self.admit.clone() };
-        tasks.start("names", names::run(ring, inputs, names, outlets, seen, until));
-        Ok(findings)
     }
 
     /// Starts everything that reports.
@@ -310,7 +307,7 @@ impl Enforcer {
     }
 
     async fn follow(mut self, wake: Arc<Notify>, mut shutdown: Shutdown) -> anyhow::Result<()> {
-        let mut beats = tokio::time::interval(Duration::from_secs(1));
+        let mut beats = tokio::time::interval(BEAT);
         loop {
             tokio::select! {
                 () = shutdown.requested() => return Ok(()),
@@ -334,8 +331,9 @@ impl Enforcer {
         }
     }
 
-    /// The sign of life, with a look at what is attached. True when the boundary is attached
-    /// elsewhere than what the kernel was told: then the policy is compiled again.
+    /// The sign of life, with a look at what is attached and at the clocks. True when the policy
+    /// must be compiled again: the boundary is attached elsewhere than what the kernel was told, or
+    /// the wall clock was set and ends of exceptions move with it.
     fn beat(&mut self) -> anyhow::Result<bool> {
         self.attached.beat()?;
         let hooks = self.attached.hooks();
@@ -355,42 +353,11 @@ impl Enforcer {
             state.hooks = Arc::new(hooks);
             state.registry = Known::of(&self.registry.health.borrow());
         });
-        Ok(self.resolved.expire(boot_clock()) || self.is_bounded_elsewhere())
-    }
-
-    /// Lets a limited gateway's pods reach what DNS gave them, at once: they are about to.
-    fn admit(&mut self, admission: &names::Admission) {
-        let names::Admission { policy, ip, pattern, ports, answered, expires } = admission;
-        let tables = Arc::clone(&self.publish.borrow().tables);
-        // It may have gone since the answer was read.
-        if !tables.policies.contains_key(policy) {
-            return;
+        let moved = self.inputs.epoch.follow();
+        if let Some(seconds) = moved {
+            tracing::warn!(seconds = seconds as i64, "clock was set; ends of exceptions move");
         }
-        let mut entries = self
-            .resolved
-            .admit(*policy, *ip, pattern, ports, *expires)
-            .inspect_err(|_| self.publish.borrow().names.counts().lost(names::Lost::Admission))
-            .unwrap_or_default();
-        // What the tables say of it already stays.
-        let own = |number| {
-            matches!(Target::from_number(number), Some(Target::Resolved | Target::Earlier))
-        };
-        entries.retain(|(key, _)| tables.exact.get(key).is_none_or(|entry| own(entry.target)));
-        if entries.is_empty() {
-            return;
-        }
-        if let Err(error) = self.attached.put_exact(&entries) {
-            self.publish.borrow().names.counts().lost(names::Lost::Admission);
-            tracing::warn!(error = error.to_string(), "address of a limited gateway not admitted");
-            return;
-        }
-        let micros = boot_clock().saturating_sub(*answered) / 1000;
-        tracing::debug!(dst = %ip, host = pattern, micros, "address admitted");
-        drop(tables);
-        self.publish.send_modify(|state| {
-            let tables = Arc::make_mut(&mut Arc::make_mut(state).tables);
-            tables.exact.extend(entries);
-        });
+        Ok(self.resolved.expire(boot_clock()) || moved.is_some() || self.is_bounded_elsewhere())
     }
 
     /// Whether the boundary is attached elsewhere than what the kernel was told.
@@ -407,18 +374,23 @@ impl Enforcer {
             let state = self.publish.borrow();
             (Arc::clone(&state.tables), Arc::clone(&state.desired))
         };
-        let verified = self.attached.verified();
-        let no_redirect = self.attached.no_redirect();
-        let desired =
-            match self.inputs.compile(&snapshot, &held, &last.coverage, verified, no_redirect, &self.resolved) {
-                Ok(desired) => desired,
-                // The node could not be read this time: the old policy stays, the next event asks
-                // again.
-                Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "node not read; policy unchanged");
-                    return Ok(());
-                }
-            };
+        let view = View {
+            held: &held,
+            known: &last.coverage,
+            verified: self.attached.verified(),
+            no_redirect: self.attached.no_redirect(),
+            resolved: &self.resolved,
+        };
+        let desired = match self.inputs.fitting(&snapshot, view, self.attached.capacities()) {
+            // What does not fit is refused by the datapath, which says so.
+            Ok((desired, _)) => desired,
+            // The node could not be read this time: the old policy stays, the next event asks
+            // again.
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "node not read; policy unchanged");
+                return Ok(());
+            }
+        };
         let mut outcome = self.attached.apply(&desired.tables, desired.may_remove);
         if let Ok(applied) = &mut outcome {
             applied.warnings.extend(self.attached.link_uplinks(&uplink::uplinks()?)?);

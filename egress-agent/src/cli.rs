@@ -92,7 +92,7 @@ pub struct Run {
     /// Where the datapath lives.
     #[command(flatten)]
     pub datapath: Datapath,
-    /// Size of the exact, address and range tables, entries; fixed for as long as they are pinned
+    /// Size of the exact, address, range and redirect tables, entries; fixed for as long as they are pinned
     #[arg(long, env = "EGRESS_TABLE_SIZE", value_name = "N")]
     pub table_size: Option<u32>,
     /// Listener of /metrics, /livez and /readyz [default: 127.0.0.1:9464]

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 pub use attach::{Applied, Attached};
 pub use counters::{AnswerRing, CounterReader, EventRing};
-pub use diff::{Capacities, Plan, Refused, diff};
+pub use diff::{Capacities, Plan, REDIRECTS, Refused, diff};
 pub use hooks::HookStatus;
 pub use load::{Loaded, Logger, hook_names, map_names};
 pub use preflight::{Check, CheckStatus, preflight};
@@ -41,7 +41,7 @@ pub struct Options {
     pub bpffs: PathBuf,
     /// Load the programs with their debug lines.
     pub kernel_log: bool,
-    /// Overrides the size of the exact, address and range tables, entries.
+    /// Overrides the size of the exact, address, range and redirect tables, entries.
     pub capacity: Option<u32>,
 }
 

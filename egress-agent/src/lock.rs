@@ -1,7 +1,9 @@
-//! One agent per node: an exclusive lock on a file in the run directory.
+//! One agent per node: an exclusive lock on a file in the run directory, which names its holder,
+//! and one on the directory of the pins, which all agents of a node share wherever they run.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -25,7 +27,11 @@ pub enum LockError {
         path: PathBuf,
     },
     /// The file cannot be used.
-    #[error("cannot lock {path}: {source}; make its directory writable or name another --run-dir", path = path.display())]
+    #[error(
+        "cannot lock {path}: {source}; make it writable, or name other places with --run-dir and \
+         --bpffs",
+        path = path.display()
+    )]
     Unusable {
         /// The lock file.
         path: PathBuf,
@@ -35,6 +41,24 @@ pub enum LockError {
 }
 
 impl Lock {
+    /// Takes the lock on the directory of the pins, made if it is missing. Never waits.
+    ///
+    /// # Errors
+    /// When another agent has it or the directory cannot be used.
+    pub fn take_pins(bpffs: &Path) -> Result<Self, LockError> {
+        let path = bpffs.to_owned();
+        let unusable = |source| LockError::Unusable { path: path.clone(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(bpffs).map_err(unusable)?;
+        let directory = File::open(bpffs).map_err(unusable)?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(directory) => Ok(Self { _file: directory }),
+            Err((_, Errno::EWOULDBLOCK)) => {
+                Err(LockError::Held { pid: "of another --run-dir".to_owned(), path })
+            }
+            Err((_, errno)) => Err(unusable(errno.into())),
+        }
+    }
+
     /// Takes the lock, or says who has it. Never waits.
     ///
     /// # Errors
@@ -84,5 +108,16 @@ mod tests {
         assert!(error.contains(&std::process::id().to_string()), "{error}");
         drop(held);
         Lock::take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn the_pins_have_one_agent_whatever_run_directory_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = dir.path().join("pins");
+        let held = Lock::take_pins(&pins).unwrap();
+        let error = Lock::take_pins(&pins).unwrap_err().to_string();
+        assert!(error.contains("another agent") && error.contains("pins"), "{error}");
+        drop(held);
+        Lock::take_pins(&pins).unwrap();
     }
 }

@@ -76,6 +76,7 @@ async fn status(query: &Query) -> anyhow::Result<String> {
 
 fn uninstall(paths: &egress_agent::cli::Datapath) -> anyhow::Result<String> {
     let _lock = lock::Lock::take(&paths.run_dir)?;
+    let _pins = paths.bpffs.exists().then(|| lock::Lock::take_pins(&paths.bpffs)).transpose()?;
     let options = Options { bpffs: paths.bpffs.clone(), kernel_log: false, capacity: None };
     let removed = datapath::uninstall(&options)?;
     Ok(format!(

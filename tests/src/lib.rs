@@ -16,6 +16,7 @@ pub mod cgroup;
 pub mod control_plane;
 pub mod crowd;
 pub mod dial;
+pub mod flood;
 pub mod frame;
 pub mod http;
 pub mod kernel;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use egress_common::Mode;
 
-use crate::clock::boot_clock;
+use crate::clock::BootEpoch;
+use crate::datapath::{Capacities, REDIRECTS, Refused, diff};
 use crate::identity::cgroup::Kubepods;
 use crate::identity::link;
 use crate::policy::compile::compile;
@@ -13,7 +14,7 @@ use crate::policy::{
     ClusterConfig, Coverage, Desired, Held, Mark, NodeState, OwnPod, Resolved, Snapshot, Tables,
 };
 
-/// What does not change while the agent runs.
+/// What does not change while the agent runs, but for the clock.
 pub(super) struct Inputs {
     pub(super) node: Option<String>,
     pub(super) source: String,
@@ -26,24 +27,66 @@ pub(super) struct Inputs {
     pub(super) names: bool,
     /// How long an address that an earlier agent left counts, nanoseconds.
     pub(super) grace: u64,
+    /// Where ends of exceptions are measured from; the beat follows the clocks.
+    pub(super) epoch: BootEpoch,
+}
+
+/// What the kernel has, as far as compiling depends on it.
+#[derive(Clone)]
+pub(super) struct View<'a> {
+    /// What the tables hold.
+    pub(super) held: &'a Tables,
+    /// What was last said of the pods.
+    pub(super) known: &'a [Coverage],
+    /// Interfaces on which the boundary is attached.
+    pub(super) verified: BTreeSet<u32>,
+    /// Why connections cannot be redirected, if they cannot.
+    pub(super) no_redirect: Option<&'a str>,
+    /// Addresses that DNS gave to pods of limited gateways.
+    pub(super) resolved: &'a Resolved,
 }
 
 impl Inputs {
-    /// Compiles for this node as the kernel has it now. `held` is what the tables hold, `known` what
-    /// was last said of the pods.
+    /// Compiles for this node as the kernel has it now, without redirections where only those do not
+    /// fit: what they would redirect is denied then, and everything else is as it should be. The
+    /// second value says whether the rest fits.
+    ///
+    /// # Errors
+    /// As [`compile`](Self::compile).
+    pub(super) fn fitting(
+        &self,
+        snapshot: &Snapshot,
+        view: View<'_>,
+        room: &Capacities,
+    ) -> anyhow::Result<(Desired, Result<(), Refused>)> {
+        let held = view.held;
+        let fits =
+            |desired: &Desired| diff(held, &desired.tables, desired.may_remove, room).map(drop);
+        let desired = self.compile(snapshot, view.clone())?;
+        match fits(&desired) {
+            Err(refused) if refused.table == REDIRECTS => {
+                let Refused { table, needed, capacity } = refused;
+                let why = format!(
+                    "table {table} has room for {capacity} entries and would need {needed}; name \
+                     fewer ports, or give the tables more room with --table-size"
+                );
+                let desired = self.compile(snapshot, View { no_redirect: Some(&why), ..view })?;
+                let fit = fits(&desired);
+                Ok((desired, fit))
+            }
+            fit => Ok((desired, fit)),
+        }
+    }
+
+    /// Compiles for this node as the kernel has it now.
     ///
     /// # Errors
     /// When cgroups, interfaces or addresses cannot be read.
     pub(super) fn compile(
         &self,
         snapshot: &Snapshot,
-        held: &Tables,
-        known: &[Coverage],
-        verified: BTreeSet<u32>,
-        no_redirect: Option<&str>,
-        resolved: &Resolved,
+        View { held, known, verified, no_redirect, resolved }: View<'_>,
     ) -> anyhow::Result<Desired> {
-        let boot_epoch = i128::from(boot_clock()) - jiff::Timestamp::now().as_nanosecond();
         let node = NodeState {
             name: self.node.clone(),
             cgroups: self.kubepods.pods()?,
@@ -64,12 +107,8 @@ impl Inputs {
             resolved: resolved.clone(),
             no_redirect: no_redirect.map(str::to_owned),
             lease: u64::try_from(self.lease.as_nanos()).unwrap_or(u64::MAX),
-            // The two clocks drift by microseconds between reads; whole seconds do not, and an
-            // expiry that moved with every compilation would be a change every time.
-            boot_epoch: boot_epoch.div_euclid(SECOND) * SECOND,
+            boot_epoch: self.epoch.nanoseconds(),
         };
         Ok(compile(snapshot, &self.cluster, &node))
     }
 }
-
-const SECOND: i128 = 1_000_000_000;

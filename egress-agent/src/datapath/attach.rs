@@ -15,7 +15,7 @@ use egress_common::state::{Config, Exact};
 use super::diff::{diff, tightened};
 use super::load::{Loaded, Logger};
 use super::maps::Maps;
-use super::{AnswerRing, CounterReader, DatapathError, EventRing};
+use super::{AnswerRing, Capacities, CounterReader, DatapathError, EventRing};
 use crate::policy::Tables;
 use cgroup::cgroups;
 use chain::Chain;
@@ -113,6 +113,11 @@ impl Attached {
     /// When a map cannot be read.
     pub fn actual(&self) -> Result<Tables, DatapathError> {
         self.maps.actual()
+    }
+
+    /// Sizes of the kernel's tables.
+    pub const fn capacities(&self) -> &Capacities {
+        self.maps.capacities()
     }
 
     /// A reader of the counters.

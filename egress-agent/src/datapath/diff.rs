@@ -107,6 +107,9 @@ pub struct Capacities {
     pub redirects: usize,
 }
 
+/// The table of redirections: the one whose entries may be left out without harm.
+pub const REDIRECTS: &str = "REDIRECTS";
+
 /// A plan that does not fit. Nothing was touched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -161,7 +164,7 @@ pub fn diff(
     fits("ADDRESSES", &plan.addresses, &actual.addresses, room.addresses)?;
     fits("RANGES", &plan.ranges, &actual.ranges, room.ranges)?;
     fits("EXCEPTIONS", &plan.exceptions, &actual.exceptions, room.exceptions)?;
-    fits("REDIRECTS", &plan.redirects, &actual.redirects, room.redirects)?;
+    fits(REDIRECTS, &plan.redirects, &actual.redirects, room.redirects)?;
 
     let generation = actual.config.generation;
     let configured = Config { generation, ..desired.config } == actual.config;

@@ -9,7 +9,7 @@ use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_attach_type;
 
 use super::maps::Maps;
-use super::{AnswerRing, DatapathError, EventRing, Options, make_dir, object, sys};
+use super::{AnswerRing, Capacities, DatapathError, EventRing, Options, make_dir, object, sys};
 use crate::policy::{OwnPod, Tables};
 
 /// One kernel program and where it goes.
@@ -87,7 +87,7 @@ pub fn map_names() -> Vec<&'static str> {
 }
 
 /// Maps whose size [`Options::capacity`] overrides.
-const SIZED: [&str; 3] = ["EXACT", "ADDRESSES", "RANGES"];
+const SIZED: [&str; 4] = ["EXACT", "ADDRESSES", "RANGES", "REDIRECTS"];
 
 /// A loaded program.
 pub(super) struct Program {
@@ -179,6 +179,19 @@ impl Loaded {
     /// When the map cannot be written.
     pub fn exempt(&mut self, own: Option<&OwnPod>) -> Result<(), DatapathError> {
         own.map_or(Ok(()), |own| self.maps.put_pod(own.cgroup, own.entry()))
+    }
+
+    /// Stamps the heartbeat, on which the lease of what an earlier agent attached depends.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn beat(&mut self) -> Result<(), DatapathError> {
+        self.maps.beat(crate::clock::boot_clock())
+    }
+
+    /// Sizes of the kernel's tables.
+    pub const fn capacities(&self) -> &Capacities {
+        self.maps.capacities()
     }
 
     /// Reads the kernel's tables as an earlier agent left them.

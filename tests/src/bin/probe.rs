@@ -4,6 +4,8 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
@@ -58,6 +60,9 @@ enum What {
         address: SocketAddr,
         #[arg(long)]
         milliseconds: u64,
+        /// How long an echo may take.
+        #[arg(long, default_value_t = 500)]
+        patience: u64,
     },
     /// Send a datagram and, with --wait, wait for the answer.
     Udp {
@@ -101,7 +106,7 @@ enum What {
         wiring: Wiring,
         names: Vec<String>,
     },
-    /// Send by every way as fast as it goes, for so many milliseconds.
+    /// Send by every way as fast as it goes, for so many milliseconds or until standard input ends.
     Flood {
         address: SocketAddr,
         #[arg(long)]
@@ -112,8 +117,10 @@ enum What {
         from: [u8; 6],
         #[arg(long, value_parser = mac)]
         to: [u8; 6],
+        #[arg(long, required_unless_present = "while_open")]
+        milliseconds: Option<u64>,
         #[arg(long)]
-        milliseconds: u64,
+        while_open: bool,
     },
 }
 
@@ -156,8 +163,9 @@ fn main() -> std::io::Result<()> {
             (Ok(String::new()), connects(address, start + Duration::from_millis(milliseconds)))
         }
         What::Visit => visit()?,
-        What::Hold { address, milliseconds } => {
-            hold(address, start + Duration::from_millis(milliseconds))
+        What::Hold { address, milliseconds, patience } => {
+            let patience = Duration::from_millis(patience);
+            hold(address, start + Duration::from_millis(milliseconds), patience)
         }
         What::Talk { way, address, bytes } => (talk(way, address, bytes), 1),
         What::Udp { address, wait, connected } => (udp(address, wait, connected), 1),
@@ -169,9 +177,21 @@ fn main() -> std::io::Result<()> {
             });
             (sent.map(|()| String::new()), 1)
         }
-        What::Flood { address, source, interface, from, to, milliseconds } => {
-            let until = start + Duration::from_millis(milliseconds);
-            match flood(address, source, &interface, (from, to), until) {
+        What::Flood { address, source, interface, from, to, milliseconds, while_open } => {
+            let until = milliseconds.map(|span| start + Duration::from_millis(span));
+            let closed = Arc::new(AtomicBool::new(false));
+            if while_open {
+                let closed = Arc::clone(&closed);
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+                    closed.store(true, Ordering::Relaxed);
+                });
+            }
+            let more = || {
+                let in_time = until.is_none_or(|until| Instant::now() < until);
+                in_time && !closed.load(Ordering::Relaxed)
+            };
+            match flood(address, source, &interface, (from, to), more) {
                 Ok(attempts) => (Ok(String::new()), attempts),
                 Err(error) => (Err(error), 0),
             }
@@ -182,10 +202,9 @@ fn main() -> std::io::Result<()> {
     writeln!(std::io::stdout(), "{line}")
 }
 
-fn hold(address: SocketAddr, until: Instant) -> (std::io::Result<String>, u64) {
+fn hold(address: SocketAddr, until: Instant, patience: Duration) -> (std::io::Result<String>, u64) {
     let mut echoes = 0;
     let mut keep = || -> std::io::Result<String> {
-        let patience = Duration::from_millis(500);
         let mut stream = dial(Way::default(), address, b"", patience)?;
         stream.set_read_timeout(Some(patience))?;
         while Instant::now() < until {
@@ -373,7 +392,7 @@ fn flood(
     source: IpAddr,
     interface: &str,
     (from, to): ([u8; 6], [u8; 6]),
-    until: Instant,
+    more: impl Fn() -> bool,
 ) -> std::io::Result<u64> {
     let below = below(interface)?;
     let raw = raw(address)?;
@@ -383,8 +402,14 @@ fn flood(
     let syn =
         Packet { protocol: protocol::TCP, flags: SYN, payload: b"", ..datagram(source, address) };
     let syn = syn.ethernet(from, to);
+    let peer = SockAddr::from(address);
     let mut attempts = 0;
-    while Instant::now() < until {
+    while more() {
+        // A fresh socket each time: one that was refused would not be asked about again.
+        let stream = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        stream.set_nonblocking(true)?;
+        let _ = stream.connect(&peer);
+        attempts += 1;
         for _ in 0..16 {
             // A refusal is what is hoped for.
             let _ = below.send(&frame);
