@@ -6,7 +6,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
-use egress_common::dns::{Head, LARGE, PORT, Record, SMALL, loss};
+use egress_common::dns::{LARGE, PORT, Record, SMALL, loss};
 use egress_common::packet::{Packet, protocol, tcp};
 use egress_common::state::Pod;
 
@@ -66,23 +66,20 @@ pub(crate) fn copy(skb: *mut __sk_buff, pod: &Pod, packet: &Packet, now: u64) {
     if !rate::answer(pod.id, now) {
         return lost(loss::RATE);
     }
-    let head = Head {
-        time: now,
-        pod: pod.id,
-        resolver: packet.src,
-        whole,
-        sequence,
-        copied: 0,
-        port: packet.dst_port,
-        protocol: packet.protocol,
-        tcp_flags: packet.tcp_flags,
-        pad: [0; 2],
-    };
+    let part = Part { from, whole, sequence };
     if whole <= SMALL as u32 {
-        send::<SMALL>(skb, head, from, now);
+        send::<SMALL>(skb, pod, packet, &part, now);
     } else {
-        send::<LARGE>(skb, head, from, now);
+        send::<LARGE>(skb, pod, packet, &part, now);
     }
+}
+
+/// What is copied of a packet.
+struct Part {
+    /// Where the payload starts, and how long it is.
+    from: u32,
+    whole: u32,
+    sequence: u32,
 }
 
 /// Where the payload starts, its sequence number, and its length as far as a header says it.
@@ -102,16 +99,22 @@ fn payload(bytes: &Copied, packet: &Packet, at: usize) -> Option<(u32, u32, u32)
     }
 }
 
-/// Puts the head and as much of the payload as there is room for into the ring.
+/// Puts the head and as much of the payload as there is room for into the ring. The head is written
+/// where it lies: the stack is small.
 #[inline(always)]
-fn send<const ROOM: usize>(skb: *mut __sk_buff, mut head: Head, from: u32, now: u64) {
+fn send<const ROOM: usize>(
+    skb: *mut __sk_buff,
+    pod: &Pod,
+    packet: &Packet,
+    part: &Part,
+    now: u64,
+) {
     let Some(mut entry) = ANSWERS.reserve::<Record<ROOM>>(0) else {
         return lost(loss::RING);
     };
     let record = entry.as_mut_ptr();
     let room = ROOM as u32;
-    let wanted = if head.whole < room { head.whole } else { room };
-    head.copied = wanted as u16;
+    let wanted = if part.whole < room { part.whole } else { room };
     if wanted != 0 {
         // The verifier must see that it is between 1 and the room, a power of two, whatever the
         // compiler knows already.
@@ -121,15 +124,27 @@ fn send<const ROOM: usize>(skb: *mut __sk_buff, mut head: Head, from: u32, now: 
         // fails.
         let failed = unsafe {
             let payload = (&raw mut (*record).payload).cast();
-            bpf_skb_load_bytes(skb.cast(), from, payload, bounded as u32)
+            bpf_skb_load_bytes(skb.cast(), part.from, payload, bounded as u32)
         };
         if failed != 0 {
             entry.discard(0);
             return lost(loss::COPY);
         }
     }
-    // SAFETY: the record is reserved, and has a head in front.
-    unsafe { (&raw mut (*record).head).write(head) };
+    // SAFETY: the record is reserved, and every field of its head is written.
+    unsafe {
+        let head = &raw mut (*record).head;
+        (*head).time = now;
+        (*head).pod = pod.id;
+        (*head).resolver = packet.src;
+        (*head).whole = part.whole;
+        (*head).sequence = part.sequence;
+        (*head).copied = wanted as u16;
+        (*head).port = packet.dst_port;
+        (*head).protocol = packet.protocol;
+        (*head).tcp_flags = packet.tcp_flags;
+        (*head).pad = [0; 2];
+    }
     entry.submit(0);
 }
 

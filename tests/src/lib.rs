@@ -26,6 +26,7 @@ pub mod manifests;
 pub mod mesh;
 pub mod netns;
 pub mod process;
+pub mod resolver;
 pub mod scenario;
 pub mod sniffer;
 pub mod sweep;

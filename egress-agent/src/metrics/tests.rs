@@ -82,6 +82,7 @@ fn redirecting() -> AgentState {
     );
     tables.redirects.insert(key, RedirectTo::new(Addr::v4([10, 0, 0, 1]), 8443, gateway, 1));
     state.tables = Arc::new(tables);
+    state.names.counts().know([("shop".to_owned(), "cart".to_owned())].into_iter());
     state
 }
 

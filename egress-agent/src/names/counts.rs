@@ -24,7 +24,7 @@ impl Lost {
 }
 
 /// Namespace and workload.
-pub(super) type Workload = (String, String);
+pub(crate) type Workload = (String, String);
 
 /// Answers with a finding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,7 +75,7 @@ impl Counts {
 
     /// Workloads that are there now: counted from zero, so that the first finding is a rise. Those
     /// that are gone stay only where there is something to say of them.
-    pub(super) fn know(&self, workloads: impl Iterator<Item = Workload>) {
+    pub(crate) fn know(&self, workloads: impl Iterator<Item = Workload>) {
         let mut findings = self.by_workload();
         findings.retain(|_, counts| *counts != Both::default());
         for workload in workloads {

@@ -265,4 +265,4 @@ fn configured(what: &str) -> Origin {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
