@@ -18,13 +18,12 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::cli::{Run, exit};
 use crate::clock::{BootEpoch, boot_clock};
 use crate::config::{ConfigError, File};
-use crate::datapath::{
-    Applied, Attached, Check, CheckStatus, DatapathError, Loaded, Options, preflight,
-};
+use crate::datapath::{Applied, Attached, DatapathError, Loaded, Options};
+use crate::doctor::{self, Check, CheckStatus};
 use crate::identity::cgroup::Kubepods;
 use crate::identity::{cgroup, link, uplink};
 use crate::lock::{Lock, LockError};
-use crate::policy::{RejectionCount, Resolved, Snapshot};
+use crate::policy::{Mark, RejectionCount, Resolved, Snapshot};
 use crate::registry::{Published, Registry, RegistryError, report_changes};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, names, registry};
@@ -84,6 +83,21 @@ impl RunError {
     }
 }
 
+/// Makes the checks of the start; what only weakens is logged.
+fn preflight(options: &Options, arguments: &Run, mark: Mark) -> Result<(), RunError> {
+    let (run_dir, cgroup_root) = (&arguments.datapath.run_dir, arguments.cgroup_root.as_deref());
+    let mark = mark.audit | mark.enforce;
+    let checks = doctor::preflight(&doctor::Node { options, run_dir, cgroup_root, mark });
+    for check in checks.iter().filter(|check| check.status == CheckStatus::Warn) {
+        let Check { name, detail, remedy, .. } = check;
+        tracing::warn!(check = name, detail, remedy, "this node is weaker than it could be");
+    }
+    if checks.iter().any(|check| check.status == CheckStatus::Fail) {
+        return Err(RunError::Preflight(checks));
+    }
+    Ok(())
+}
+
 /// Runs until stopped. Enforcement outlives it.
 ///
 /// # Errors
@@ -106,10 +120,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         kernel_log: arguments.kernel_log,
         capacity: arguments.table_size,
     };
-    let checks = preflight(&options, arguments.cgroup_root.as_deref());
-    if checks.iter().any(|check| check.status == CheckStatus::Fail) {
-        return Err(RunError::Preflight(checks));
-    }
+    preflight(&options, arguments, mark)?;
     let _pins = Lock::take_pins(&options.bpffs)?;
     let kubepods = Kubepods::find(arguments.cgroup_root.as_deref()).map_err(anyhow::Error::from)?;
     let own = kubepods.own().map_err(anyhow::Error::from)?;

@@ -32,6 +32,12 @@ const EXIT_CODES: &str = "Exit codes:
   3   another agent holds the lock
   64  wrong arguments or configuration";
 
+const DOCTOR_CODES: &str = "Exit codes:
+  0   every check is OK
+  1   at least one WARN: something is weaker than it could be
+  2   at least one FAIL: this node cannot enforce
+  64  wrong arguments or configuration";
+
 /// Node-level egress enforcer: makes the route through the egress gateway compulsory.
 #[derive(Debug, Parser)]
 #[command(name = "egress-agent", version, after_help = EXIT_CODES)]
@@ -52,6 +58,7 @@ pub enum Command {
     /// Show mode, generation, hooks, pods, gateways and problems
     Status(Query),
     /// Check whether this node can enforce, with a remedy for whatever is missing
+    #[command(after_help = DOCTOR_CODES)]
     Doctor(Doctor),
     /// Remove everything this agent ever pinned: traffic flows freely afterwards
     Uninstall(Datapath),
@@ -156,6 +163,12 @@ pub struct Explain {
 /// `doctor`.
 #[derive(Args, Debug)]
 pub struct Doctor {
+    /// Configuration file of the agent, for the bits of the packet mark
+    #[arg(long, env = "EGRESS_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Size of the agent's tables, where it is given one
+    #[arg(long, env = "EGRESS_TABLE_SIZE", value_name = "N")]
+    pub table_size: Option<u32>,
     /// Where the datapath would live.
     #[command(flatten)]
     pub datapath: Datapath,

@@ -13,7 +13,7 @@ mod diff;
 mod hooks;
 mod load;
 mod maps;
-mod preflight;
+pub mod probe;
 mod sys;
 mod uninstall;
 
@@ -24,7 +24,6 @@ pub use counters::{AnswerRing, CounterReader, EventRing};
 pub use diff::{Capacities, Plan, REDIRECTS, Refused, diff};
 pub use hooks::HookStatus;
 pub use load::{Loaded, Logger, hook_names, map_names};
-pub use preflight::{Check, CheckStatus, preflight};
 pub use sys::SysError;
 pub use uninstall::{Removed, uninstall};
 

@@ -6,6 +6,7 @@
 
 pub mod cgroup;
 pub mod link;
+pub mod rules;
 pub mod uplink;
 
 use std::path::PathBuf;

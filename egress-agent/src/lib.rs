@@ -7,6 +7,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod datapath;
+pub mod doctor;
 pub mod events;
 #[cfg(test)]
 mod generated;

@@ -96,6 +96,20 @@ impl Lock {
     }
 }
 
+/// Process id of the agent that has the lock of a run directory, as it wrote itself down; `None`
+/// where nobody has it.
+pub fn holder(run_dir: &Path) -> Option<String> {
+    let path = run_dir.join("agent.lock");
+    let held = is_held(&path);
+    held.then(|| fs::read_to_string(path).unwrap_or_else(|_| "unknown".to_owned()))
+}
+
+/// Whether somebody has the lock on this file or directory. Nobody has one that is not there.
+pub fn is_held(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,7 +120,9 @@ mod tests {
         let held = Lock::take(dir.path()).unwrap();
         let error = Lock::take(dir.path()).unwrap_err().to_string();
         assert!(error.contains(&std::process::id().to_string()), "{error}");
+        assert_eq!(holder(dir.path()), Some(std::process::id().to_string()));
         drop(held);
+        assert_eq!(holder(dir.path()), None);
         Lock::take(dir.path()).unwrap();
     }
 

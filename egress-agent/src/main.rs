@@ -7,9 +7,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use egress_agent::cli::client::{ask, encode};
 use egress_agent::cli::{
-    Cli, Command, Doctor, Explain, LogFormat, Manifest, Output, Query, exit, show,
+    Cli, Command, Datapath, Doctor, Explain, LogFormat, Manifest, Output, Query, exit, show,
 };
-use egress_agent::datapath::{self, CheckStatus, Options};
+use egress_agent::config::File;
+use egress_agent::datapath::{self, Options};
+use egress_agent::doctor::{self, CheckStatus};
 use egress_agent::policy::explain::Explanation;
 use egress_agent::registry::{self, crd};
 use egress_agent::{agent, lock, metrics};
@@ -102,12 +104,24 @@ fn manifest(output: Manifest, objects: &[serde_json::Value]) -> anyhow::Result<S
     })
 }
 
-fn diagnose(doctor: &Doctor) -> u8 {
-    let bpffs = doctor.datapath.bpffs.clone();
-    let options = Options { bpffs, kernel_log: false, capacity: None };
-    let checks = datapath::preflight(&options, doctor.cgroup_root.as_deref());
+fn diagnose(arguments: &Doctor) -> u8 {
+    let path = arguments.config.clone().unwrap_or_default();
+    let file =
+        arguments.config.as_ref().map_or_else(|| Ok(File::default()), |path| File::read(path));
+    let mark = match file.and_then(|file| file.mark(&path)) {
+        Ok(mark) => mark.audit | mark.enforce,
+        Err(error) => {
+            complain(&error.to_string());
+            return exit::USAGE;
+        }
+    };
+    let Datapath { bpffs, run_dir } = &arguments.datapath;
+    let capacity = arguments.table_size;
+    let options = Options { bpffs: bpffs.clone(), kernel_log: false, capacity };
+    let cgroup_root = arguments.cgroup_root.as_deref();
+    let checks = doctor::examine(&doctor::Node { options: &options, run_dir, cgroup_root, mark });
     let worst = checks.iter().map(|check| check.status).max();
-    let shown = match doctor.output {
+    let shown = match arguments.output {
         Output::Table => Ok(show::checks(&checks)),
         Output::Json => serde_json::to_string_pretty(&checks).map_err(Into::into),
     };

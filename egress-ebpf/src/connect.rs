@@ -15,7 +15,7 @@ use egress_common::packet::{Hook, Packet, protocol};
 use egress_common::state::{Capture, Pod};
 use egress_common::{Verdict, decide};
 
-use crate::emit::{Told, tell};
+use crate::emit::{Actor, Told, tell};
 use crate::forget::{forget_packet, forget_ruling, forget_subject};
 use crate::maps::{self, Local, Stage, Tables};
 use crate::redirect::{self, Family, Fate};
@@ -53,19 +53,8 @@ pub(crate) fn call(ctx: &SockAddrContext, hook: Hook) -> Verdict {
         }
     }
     let verdict = who.verdict(ruling.reason);
-    tell(
-        &config,
-        &Told {
-            who: &who,
-            packet: &packet,
-            ruling,
-            verdict,
-            now,
-            len: 0,
-            ifindex: 0,
-            socket_uid: u32::MAX,
-        },
-    );
+    let told = Told { who: &who, packet: &packet, ruling, verdict, now, len: 0, ifindex: 0 };
+    tell(&config, &told, Actor::process);
     verdict
 }
 

@@ -31,8 +31,34 @@ pub(crate) struct Told<'a> {
     pub len: u32,
     /// Interface, zero for a socket call.
     pub ifindex: u32,
-    /// Uid of the packet's socket, where the hook has no process.
-    pub socket_uid: u32,
+}
+
+/// Who acted, as an event tells it.
+pub(crate) struct Actor {
+    /// Zero where the hook knows no process.
+    pid: u32,
+    /// The process's, or the packet's socket's; `u32::MAX` for nobody's.
+    uid: u32,
+    comm: [u8; 16],
+}
+
+impl Actor {
+    /// The process that makes a socket call. Before Linux 6.10 programs for packets do not load
+    /// with these helpers, called or not.
+    #[inline(always)]
+    pub(crate) fn process() -> Self {
+        Self {
+            pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+            uid: bpf_get_current_uid_gid() as u32,
+            comm: bpf_get_current_comm().unwrap_or([0; 16]),
+        }
+    }
+
+    /// The owner of a packet's socket.
+    #[inline(always)]
+    pub(crate) const fn socket(uid: u32) -> Self {
+        Self { pid: 0, uid, comm: [0; 16] }
+    }
 }
 
 /// Whether this hook has the last word.
@@ -55,9 +81,9 @@ fn final_here(told: &Told<'_>) -> bool {
     }
 }
 
-/// Counts the decision and, where it denies, sends an event.
+/// Counts the decision and, where it denies, sends an event, which alone asks for the actor.
 #[inline(always)]
-pub(crate) fn tell(config: &Config, told: &Told<'_>) {
+pub(crate) fn tell(config: &Config, told: &Told<'_>, actor: impl FnOnce() -> Actor) {
     let counted = final_here(told);
     if counted {
         let connections = u64::from(told.packet.counts_as_connection());
@@ -67,7 +93,7 @@ pub(crate) fn tell(config: &Config, told: &Told<'_>) {
     // Every kernel sends listener reports when an interface comes up: counted, and no news.
     let news = !matches!(told.packet.shape, Shape::Listener);
     if !matches!(told.verdict, Verdict::Allow) && news {
-        event(config, told, counted);
+        event(config, told, counted, actor);
     }
 }
 
@@ -139,7 +165,7 @@ fn first_in_window(told: &Told<'_>) -> Option<u64> {
 }
 
 #[inline(always)]
-fn event(config: &Config, told: &Told<'_>, counted: bool) {
+fn event(config: &Config, told: &Told<'_>, counted: bool, actor: impl FnOnce() -> Actor) {
     let Some(suppressed) = first_in_window(told) else {
         return;
     };
@@ -148,12 +174,7 @@ fn event(config: &Config, told: &Told<'_>, counted: bool) {
         return;
     };
     let packet = told.packet;
-    let (pid, uid, comm) = if packet.hook.is_socket() {
-        let comm = bpf_get_current_comm().unwrap_or([0; 16]);
-        ((bpf_get_current_pid_tgid() >> 32) as u32, bpf_get_current_uid_gid() as u32, comm)
-    } else {
-        (0, told.socket_uid, [0; 16])
-    };
+    let Actor { pid, uid, comm } = actor();
     entry.write(Event {
         time: told.now,
         pod: told.who.pod,

@@ -81,17 +81,17 @@ pub(crate) fn track(toward: &Toward, inbound: &Packet, tables: &Tables<'_>, list
     // A sender that the pod may dial answers the pod's own datagrams and connections; the table is
     // for the others.
     let goes_on = matches!(says, Says::GoesOn);
-    let dialled = || {
-        let sender = ExactKey::new(policy, remote, inbound.protocol, port);
-        tables.exact(&sender).is_some()
-            || lately_excepted(inbound.protocol, port, nets.exceptions, tables)
-            || (goes_on && tables.address(&AddressKey { policy, addr: remote }) != 0)
-    };
-    let its_own = match inbound.protocol {
-        protocol::UDP => dialled(),
-        protocol::TCP if goes_on => dialled() || !listeners.have(inbound),
+    let asks = match inbound.protocol {
+        protocol::UDP => true,
+        protocol::TCP => goes_on,
         _ => false,
     };
+    let sender = ExactKey::new(policy, remote, inbound.protocol, port);
+    let its_own = asks
+        && (tables.exact(&sender).is_some()
+            || lately_excepted(inbound.protocol, port, nets.exceptions, tables)
+            || (goes_on && tables.address(&AddressKey { policy, addr: remote }) != 0)
+            || (goes_on && !listeners.have(inbound)));
     if !its_own && remember(table, &key, tables.now).is_err() {
         lost(loss::REPLY, 1);
     }

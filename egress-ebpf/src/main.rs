@@ -5,6 +5,9 @@
 //! written out at the entry: a packet that cannot be read is judged as malformed, never let
 //! through unseen.
 //!
+//! Entries are inlined into their programs: kernels before 6.8 round every function's frame up to
+//! a multiple of 32 bytes, with one of no bytes at all, and all together may have 512.
+//!
 //! For the host this crate is an ordinary one: parsers build, lint and are unit-tested there.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![cfg_attr(
@@ -45,6 +48,7 @@ const CGROUP_DENY: i32 = 0;
 
 /// TCX ingress of the host side of a pod's veth: everything the pod sends. The boundary.
 #[classifier]
+#[inline(always)]
 pub(crate) fn pod_egress(ctx: TcContext) -> i32 {
     match packet::pod_egress(&ctx) {
         (Verdict::Allow | Verdict::Audit, _) => TCX_NEXT,
@@ -72,6 +76,7 @@ pub(crate) fn uplink_egress(ctx: TcContext) -> i32 {
 
 /// `cgroup_skb/egress` at `kubepods`: every packet of a socket that belongs to a pod.
 #[cgroup_skb]
+#[inline(always)]
 pub(crate) fn wall(ctx: SkBuffContext) -> i32 {
     match packet::wall(&ctx) {
         Verdict::Allow | Verdict::Audit => CGROUP_ALLOW,

@@ -11,7 +11,7 @@ use egress_common::state::{Counter, Direction, Pod, Target};
 use egress_common::{Lookup, Mode, Reason, Subject, Verdict, decide};
 
 use crate::answer;
-use crate::emit::{Told, count, received, tell};
+use crate::emit::{Actor, Told, count, received, tell};
 use crate::flow::Toward;
 use crate::forget::{forget_packet, forget_ruling, forget_subject};
 use crate::listen::Listeners;
@@ -60,8 +60,8 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> (Verdict, Answered) {
         unsafe { (*skb).mark |= bit };
     }
     log(ctx, packet, verdict);
-    let socket_uid = ctx.skb.get_socket_uid();
-    tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
+    let told = Told { who: &who, packet, ruling, verdict, now, len, ifindex };
+    tell(&config, &told, || Actor::socket(ctx.skb.get_socket_uid()));
     // Not what is wrong with the packet itself: who forges is told nothing.
     let answerable = ruling.line >= 6 && who.answers && packet.is_answerable();
     if matches!(verdict, Verdict::Drop) && answerable {
@@ -99,8 +99,8 @@ pub(crate) fn uplink_egress(ctx: &TcContext) -> Verdict {
     let tables = Tables { now, config: &config, stage: Stage::Early };
     let ruling = forget_ruling(decide(&who, packet, &tables), now);
     let verdict = who.verdict(ruling.reason);
-    let socket_uid = u32::MAX;
-    tell(&config, &Told { who: &who, packet, ruling, verdict, now, len, ifindex, socket_uid });
+    let told = Told { who: &who, packet, ruling, verdict, now, len, ifindex };
+    tell(&config, &told, || Actor::socket(u32::MAX));
     verdict
 }
 
@@ -174,11 +174,8 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
     if matches!(verdict, Verdict::Drop) && ruling.line >= 6 && who.defers(&packet) {
         return Verdict::Allow;
     }
-    let socket_uid = ctx.skb.get_socket_uid();
-    tell(
-        &config,
-        &Told { who: &who, packet: &packet, ruling, verdict, now, len, ifindex, socket_uid },
-    );
+    let told = Told { who: &who, packet: &packet, ruling, verdict, now, len, ifindex };
+    tell(&config, &told, || Actor::socket(ctx.skb.get_socket_uid()));
     verdict
 }
 

@@ -35,7 +35,7 @@ impl Crowd {
                 let room = held.len() + MANY;
                 loop {
                     ensure!(held.len() < room, "the chain takes any number of programs");
-                    match attach(&load()?, index, chain as u32) {
+                    match attach(&load()?, index, chain as u32, 0) {
                         Ok(link) => held.push(link),
                         Err(error) if error.raw_os_error() == Some(libc::ERANGE) => break,
                         Err(error) => return Err(error).context("fill the chain"),
@@ -47,6 +47,21 @@ impl Crowd {
     }
 }
 
+/// A program that lets everything pass, at the head of an interface's ingress chain until it is
+/// dropped.
+///
+/// # Errors
+/// As [`Crowd::fill`].
+pub fn prepend(netns: &Netns, interface: &str) -> Result<OwnedFd> {
+    /// `BPF_F_BEFORE` nobody in particular.
+    const FIRST: u32 = 1 << 3;
+    netns.run(|| {
+        let index = nix::net::if_::if_nametoindex(interface).context("find the interface")?;
+        let chain = bpf_attach_type::BPF_TCX_INGRESS as u32;
+        attach(&load()?, index, chain, FIRST).context("attach ahead of others")
+    })
+}
+
 fn load() -> Result<OwnedFd> {
     #[repr(C)]
     struct Attr {
@@ -54,7 +69,9 @@ fn load() -> Result<OwnedFd> {
         instructions: u32,
         code: u64,
         license: u64,
-        rest: [u64; 4],
+        log: [u64; 2],
+        version: u64,
+        name: [u8; 16],
     }
     let license = c"GPL";
     let mut attr = Attr {
@@ -62,21 +79,24 @@ fn load() -> Result<OwnedFd> {
         instructions: NEXT.len() as u32,
         code: NEXT.as_ptr() as u64,
         license: license.as_ptr() as u64,
-        rest: [0; 4],
+        log: [0; 2],
+        version: 0,
+        name: *b"egress_crowd\0\0\0\0",
     };
     bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr).context("load a program that passes everything")
 }
 
-fn attach(program: &OwnedFd, index: u32, chain: u32) -> io::Result<OwnedFd> {
+fn attach(program: &OwnedFd, index: u32, chain: u32, flags: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attr {
         program: u32,
         index: u32,
         chain: u32,
-        rest: [u32; 5],
+        flags: u32,
+        rest: [u32; 4],
     }
     let program = program.as_raw_fd().cast_unsigned();
-    let mut attr = Attr { program, index, chain, rest: [0; 5] };
+    let mut attr = Attr { program, index, chain, flags, rest: [0; 4] };
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)
 }
 

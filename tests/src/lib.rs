@@ -13,6 +13,7 @@ pub mod adversary;
 pub mod agent;
 pub mod attempt;
 pub mod cgroup;
+pub mod confine;
 pub mod control_plane;
 pub mod crowd;
 pub mod dial;

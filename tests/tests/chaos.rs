@@ -74,7 +74,7 @@ fn all_attached(lab: &Lab) -> Result<()> {
 fn under_flood(
     scenario: &mut Scenario,
     work: impl FnOnce(&mut Scenario) -> Result<()>,
-) -> Result<u64> {
+) -> Result<String> {
     let lab = &scenario.lab;
     let _gateway = lab.serve(&lab.gateway.place(), "tcp", 8443)?;
     let mark = lab.sniffer.mark();
@@ -87,13 +87,12 @@ fn under_flood(
     let visits = clients.end().context("a client of the gateway was cut off")?;
     scenario.lab.settle();
     let arrivals = scenario.lab.sniffer.escapes(mark)?.len();
-    println!(
-        "{attempts} attempts in {:.1} s, {arrivals} arrivals; {visits} connections to the gateway",
-        start.elapsed().as_secs_f64()
-    );
     ensure!(arrivals == 0, "{arrivals} of {attempts} attempts arrived outside");
     ensure!(visits > 0, "only {visits} connections to the gateway");
-    Ok(attempts)
+    Ok(format!(
+        "{attempts} attempts in {:.1} s, {arrivals} arrivals; {visits} connections to the gateway",
+        start.elapsed().as_secs_f64()
+    ))
 }
 
 /// The sniffer sees what leaves, once nobody stands in its way.
@@ -117,7 +116,7 @@ fn upgrades_under_flood_let_nothing_through() -> Result<()> {
     let mut scenario = Scenario::new("enforce")?;
     let links = pins(&root(&scenario.lab).join("links"))?;
     let mut processes = 0;
-    let attempts = under_flood(&mut scenario, |scenario| {
+    let flooded = under_flood(&mut scenario, |scenario| {
         for upgrade in 0..upgrades {
             if upgrade % PROCESS_EVERY == 0 {
                 scenario.agent.process.kill();
@@ -136,7 +135,7 @@ fn upgrades_under_flood_let_nothing_through() -> Result<()> {
         scenario.agent = Agent::start(&scenario.lab, &[])?;
         Ok(())
     })?;
-    println!("{upgrades} upgrades, {processes} of them processes, in {attempts} attempts");
+    println!("{upgrades} upgrades, {processes} of them processes: {flooded}");
     all_attached(&scenario.lab)?;
     ensure!(pins(&root(&scenario.lab).join("links"))? == links, "links were made anew");
     control(&mut scenario)
@@ -146,7 +145,7 @@ fn upgrades_under_flood_let_nothing_through() -> Result<()> {
 fn agents_killed_at_any_moment_of_their_start_let_nothing_through() -> Result<()> {
     let mut scenario = Scenario::new("enforce")?;
     let links = pins(&root(&scenario.lab).join("links"))?;
-    under_flood(&mut scenario, |scenario| {
+    let flooded = under_flood(&mut scenario, |scenario| {
         for moment in 1..=10 {
             scenario.agent.process.kill();
             let place = Place { netns: Some(&scenario.lab.node), ..Place::default() };
@@ -159,6 +158,7 @@ fn agents_killed_at_any_moment_of_their_start_let_nothing_through() -> Result<()
         scenario.agent = Agent::start(&scenario.lab, &[])?;
         Ok(())
     })?;
+    println!("ten agents killed: {flooded}");
     all_attached(&scenario.lab)?;
     ensure!(pins(&root(&scenario.lab).join("links"))? == links, "links were made anew");
     Ok(())

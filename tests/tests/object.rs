@@ -50,6 +50,25 @@ fn sizes_agree_on_both_sides() {
     assert_eq!(Event::SIZE, 120);
 }
 
+/// The oldest kernels of the matrix refuse a program that contains such a call, made or not.
+#[test]
+fn packet_programs_name_no_helper_of_processes() {
+    const CALL: u8 = 0x85;
+    // bpf_get_current_pid_tgid, _uid_gid and _comm: for packets since Linux 6.10.
+    const OF_PROCESSES: [i32; 3] = [14, 15, 16];
+    let parsed = aya_obj::Object::parse(object()).unwrap();
+    let calls = |name: &str| {
+        let key = parsed.programs.get(name).unwrap_or_else(|| panic!("no {name}")).function_key();
+        let all = &parsed.functions.get(&key).unwrap().instructions;
+        let helpers = all.iter().filter(|one| one.code == CALL && one.src_reg() == 0);
+        helpers.filter(|one| OF_PROCESSES.contains(&one.imm)).count()
+    };
+    for name in ["pod_egress", "pod_ingress", "uplink_egress", "wall", "wall_ingress"] {
+        assert_eq!(calls(name), 0, "{name}");
+    }
+    assert!(calls("connect4") > 0, "socket calls are made by processes");
+}
+
 /// Instructions of a program, and those the verifier walks of it.
 const LIMIT: u32 = 50_000;
 

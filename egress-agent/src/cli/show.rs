@@ -5,7 +5,7 @@ use std::fmt::Write;
 use comfy_table::{Table, presets};
 use serde_json::Value;
 
-use crate::datapath::{Check, CheckStatus};
+use crate::doctor::{Check, CheckStatus};
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();

@@ -203,7 +203,7 @@ impl Loaded {
     }
 }
 
-fn load_error<E>(what: &str, source: E) -> DatapathError
+pub(super) fn load_error<E>(what: &str, source: E) -> DatapathError
 where
     E: std::error::Error + Send + Sync + 'static,
 {
@@ -211,11 +211,11 @@ where
 }
 
 /// The kernel's first word on a program it refused; the verifier's log is for nobody's status.
-fn causes(error: &DatapathError) -> String {
+pub(super) fn causes(error: &DatapathError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<Program, DatapathError> {
+pub(super) fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<Program, DatapathError> {
     let name = hook.name;
     let program = ebpf
         .program_mut(name)
@@ -238,7 +238,7 @@ fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<Program, DatapathError> {
 }
 
 /// aya 0.14 hands out whatever a pin holds; a map of another shape would be read past its end.
-fn verify_pinned(options: &Options) -> Result<(), DatapathError> {
+pub(super) fn verify_pinned(options: &Options) -> Result<(), DatapathError> {
     let parsed = aya_obj::Object::parse(object()).map_err(|source| load_error("object", source))?;
     for map in PINNED {
         let path = options.map_pin(map);

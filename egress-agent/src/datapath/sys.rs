@@ -1,9 +1,11 @@
 //! Raw `bpf(2)` for what aya 0.14 does not do: cgroup and tcx links by descriptor, live
 //! replacement with the expected old program, and what a link says of itself.
 //!
-//! The only file of the agent with `unsafe`. Each wrapper is one command; errors carry the
+//! With `probe` below it the only file of the agent with `unsafe`. Each wrapper is one command; errors carry the
 //! command, the object and the kernel's answer.
 #![expect(unsafe_code, reason = "the one place where the agent talks to bpf(2) itself")]
+
+pub(super) mod probe;
 
 use std::ffi::CString;
 use std::io;
@@ -226,6 +228,9 @@ const fn name(command: bpf_cmd) -> &'static str {
         bpf_cmd::BPF_LINK_UPDATE => "BPF_LINK_UPDATE",
         bpf_cmd::BPF_LINK_DETACH => "BPF_LINK_DETACH",
         bpf_cmd::BPF_OBJ_GET_INFO_BY_FD => "BPF_OBJ_GET_INFO_BY_FD",
+        bpf_cmd::BPF_MAP_CREATE => "BPF_MAP_CREATE",
+        bpf_cmd::BPF_PROG_LOAD => "BPF_PROG_LOAD",
+        bpf_cmd::BPF_PROG_QUERY => "BPF_PROG_QUERY",
         _ => "bpf",
     }
 }

@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use egress_tests::adversary::run::perform;
 use egress_tests::adversary::talk::talk;
 use egress_tests::attempt::{Outcome, client_hello};
+use egress_tests::confine::without_bpf;
 use egress_tests::dial::{Way, dial, redial};
 use egress_tests::frame::{Packet, SYN, protocol};
 use egress_tests::sniffer::packet_address;
@@ -100,6 +101,11 @@ enum What {
         #[arg(long)]
         bytes: usize,
     },
+    /// Become another program under a seccomp filter that answers bpf(2) with `EPERM`.
+    WithoutBpf {
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        program: Vec<String>,
+    },
     /// Make attacks of the adversary suite, each named `id/family@host`.
     Attack {
         #[arg(long)]
@@ -136,6 +142,7 @@ fn main() -> std::io::Result<()> {
     let mut peer = None;
     let (result, attempts) = match Cli::parse().what {
         What::Serve { kind, address } => return serve(&kind, address),
+        What::WithoutBpf { program } => return Err(without_bpf(&program)),
         What::Attack { wiring, names } => return perform(wiring, &names),
         What::Tcp { address, sni, http, patience, way } => {
             let question = match (sni, http) {
