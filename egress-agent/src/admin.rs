@@ -1,8 +1,12 @@
 //! The control socket: root's own view of the agent, and nobody else's.
 //!
-//! It names pods, so it is a unix socket that only its owner can open; nothing it answers changes
-//! anything.
+//! It names pods, so it is a unix socket in a directory of root's that only its owner can open, and
+//! whoever comes through all the same is asked who they are; nothing it answers changes anything.
 
+use std::ffi::OsString;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +17,8 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::net::UnixListener;
+use tokio::net::unix::SocketAddr;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use crate::agent::AgentState;
@@ -40,16 +45,61 @@ type States = watch::Receiver<Arc<AgentState>>;
 ///
 /// # Errors
 /// When the socket cannot be made or protected.
-pub fn bind(run_dir: &Path) -> std::io::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt;
+pub fn bind(run_dir: &Path) -> io::Result<UnixListener> {
+    protect(run_dir)?;
     let path = run_dir.join(SOCKET);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    fs::set_permissions(&path, Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// Closes the run directory to everybody else, where nothing but the agent's is in it.
+fn protect(run_dir: &Path) -> io::Result<()> {
+    if fs::metadata(run_dir)?.permissions().mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    let names: Vec<_> =
+        fs::read_dir(run_dir)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>()?;
+    let ours = |name: &OsString| {
+        let name = name.to_string_lossy();
+        ["agent.", "admin.", "totals."].iter().any(|start| name.starts_with(start))
+    };
+    if names.iter().all(ours) {
+        return fs::set_permissions(run_dir, Permissions::from_mode(0o700));
+    }
+    let directory = run_dir.display().to_string();
+    tracing::warn!(directory, "others' files are in the run directory too: it stays open to them");
+    Ok(())
+}
+
+/// Gives root's connections on, and closes the others: a socket that was opened to somebody by
+/// mistake still tells them nothing.
+struct RootOnly(UnixListener);
+
+impl axum::serve::Listener for RootOnly {
+    type Io = UnixStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let (stream, address) = axum::serve::Listener::accept(&mut self.0).await;
+            match stream.peer_cred() {
+                Ok(peer) if peer.uid() == 0 => return (stream, address),
+                Ok(peer) => tracing::warn!(uid = peer.uid(), "refused on the control socket"),
+                Err(error) => {
+                    tracing::warn!(error = error.to_string(), "refused on the control socket");
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
 }
 
 /// Serves until shutdown.
@@ -60,12 +110,12 @@ pub async fn serve(
     listener: UnixListener,
     states: States,
     mut shutdown: Shutdown,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let router = Router::new()
         .route("/status", get(status))
         .route("/explain", get(answer))
         .with_state(states);
-    axum::serve(listener, router)
+    axum::serve(RootOnly(listener), router)
         .with_graceful_shutdown(async move { shutdown.requested().await })
         .await
 }

@@ -1,5 +1,6 @@
 //! The only place that knows everybody: registry in, kernel out, and what is told about it.
 
+mod ending;
 mod inputs;
 mod lease;
 mod naming;
@@ -15,88 +16,25 @@ use std::time::Duration;
 use egress_common::state::Pod as KernelPod;
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::cli::{Run, exit};
+use crate::cli::Run;
 use crate::clock::{BootEpoch, boot_clock};
-use crate::config::{ConfigError, File};
+use crate::config::File;
 use crate::datapath::{Applied, Attached, DatapathError, Loaded, Options};
 use crate::doctor::{self, Check, CheckStatus};
 use crate::identity::cgroup::Kubepods;
 use crate::identity::{cgroup, link, uplink};
-use crate::lock::{Lock, LockError};
+use crate::lock::Lock;
+use crate::metrics::serve::Access;
 use crate::policy::{Mark, RejectionCount, Resolved, Snapshot};
-use crate::registry::{Published, Registry, RegistryError, report_changes};
+use crate::registry::{Published, Registry, report_changes};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, names, registry};
 
+pub use ending::{RunError, causes};
 use inputs::{Inputs, View};
 use lease::{BEAT, first_snapshot};
 pub use propagation::Propagation;
 pub use state::{AgentState, Known};
-
-/// Why the agent ended.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The configuration was refused.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The registry that was named cannot be followed.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// Another agent runs here.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// The node cannot enforce.
-    #[error("this node cannot enforce:{}", list(.0))]
-    Preflight(Vec<Check>),
-    /// Anything else.
-    #[error("{}", causes(.0))]
-    Failed(#[from] anyhow::Error),
-}
-
-/// An error with its causes, each said once: most of ours name their cause themselves.
-pub fn causes(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if text.is_empty() {
-            text = cause;
-        } else if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
-}
-
-fn list(checks: &[Check]) -> String {
-    let failed = checks.iter().filter(|check| check.status == CheckStatus::Fail);
-    failed.map(|check| format!("\n  {}: {}: {}", check.name, check.detail, check.remedy)).collect()
-}
-
-impl RunError {
-    /// The documented exit code.
-    pub const fn exit_code(&self) -> u8 {
-        match self {
-            Self::Config(_) | Self::Registry(_) => exit::USAGE,
-            Self::Lock(LockError::Held { .. }) => exit::LOCKED,
-            Self::Preflight(_) => exit::CANNOT_ENFORCE,
-            Self::Lock(LockError::Unusable { .. }) | Self::Failed(_) => exit::FAILED,
-        }
-    }
-}
-
-/// Makes the checks of the start; what only weakens is logged.
-fn preflight(options: &Options, arguments: &Run, mark: Mark) -> Result<(), RunError> {
-    let (run_dir, cgroup_root) = (&arguments.datapath.run_dir, arguments.cgroup_root.as_deref());
-    let mark = mark.audit | mark.enforce;
-    let checks = doctor::preflight(&doctor::Node { options, run_dir, cgroup_root, mark });
-    for check in checks.iter().filter(|check| check.status == CheckStatus::Warn) {
-        let Check { name, detail, remedy, .. } = check;
-        tracing::warn!(check = name, detail, remedy, "this node is weaker than it could be");
-    }
-    if checks.iter().any(|check| check.status == CheckStatus::Fail) {
-        return Err(RunError::Preflight(checks));
-    }
-    Ok(())
-}
 
 /// Runs until stopped. Enforcement outlives it.
 ///
@@ -110,6 +48,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     };
     let cluster = file.cluster(&path)?;
     let lease = file.lease(&path)?;
+    let most_series = file.max_series(&path)?;
     let mark = file.mark(&path)?;
     let settings = file.names(&path)?;
     let node = arguments.node_name.clone().or_else(|| file.node_name.clone());
@@ -130,7 +69,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     let mut tasks = Tasks::default();
 
     let (publish, mut published) = registry::channel();
-    let reporter = registry.reporter();
+    let (reporter, reviewer) = (registry.reporter(), registry.reviewer());
     let (report, reports) = watch::channel(report::starting());
     let until = shutdown.clone();
     tasks.start("registry", async move { Ok(registry.follow(publish, until).await?) });
@@ -147,8 +86,8 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     let (notify, until) = (Arc::clone(&wake), shutdown.clone());
     tasks.start("links", async move { Ok(link::watch(notify, until).await?) });
 
-    let address = arguments.metrics_address.or(file.metrics.address);
-    let listener = metrics::bind(address).await?;
+    let served = metrics::serve::bind(&access(arguments, &file), reviewer).await?;
+    let probes = metrics::health::bind(arguments.health_address.or(file.health.address)).await?;
     let admin = admin::bind(&arguments.datapath.run_dir)
         .map_err(|error| anyhow::anyhow!("cannot open the admin socket: {error}"))?;
     let outlet = events::Outlet::open(
@@ -168,6 +107,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         mark,
         names: settings.enabled,
         grace: u64::try_from(settings.grace.as_nanos()).unwrap_or(u64::MAX),
+        not_pods: file.not_pods,
         epoch: BootEpoch::now(),
     };
     let read = names::Inputs {
@@ -176,17 +116,22 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         history: arguments.datapath.run_dir.join("names.json"),
     };
     // Probes answer from the start; nothing else does before the first snapshot is applied.
-    let readiness = metrics::Readiness::new(published.health.clone());
+    let readiness = metrics::Readiness::default();
     let (ready, until) = (readiness.clone(), shutdown.clone());
-    tasks.start("http", async move { Ok(metrics::serve(listener, ready, until).await?) });
+    tasks.start("probes", async move { Ok(metrics::health::serve(probes, ready, until).await?) });
+    let (ready, until) = (readiness.clone(), shutdown.clone());
+    tasks.start("metrics", async move { Ok(metrics::serve::serve(served, ready, until).await?) });
     let until = shutdown.clone();
+    let run_dir = arguments.datapath.run_dir.clone();
+    let granularity =
+        arguments.metrics_granularity.or(file.metrics.granularity).unwrap_or_default();
     let main = async move {
         if !first_snapshot(&mut published, &mut loaded, until.clone()).await? {
             return Ok(());
         }
+        let counting = metrics::Counting::open(&options, &run_dir, granularity, most_series)?;
         let (mut enforcer, states) = Enforcer::start(inputs, loaded, published)?;
-        let reader = enforcer.attached.reader()?;
-        readiness.ready(states.clone(), reader, outlet.lost());
+        readiness.ready(states.clone(), counting.attached()?, outlet.lost());
         let mut tasks = Tasks::default();
         let findings = enforcer.read_names(&mut tasks, &states, read, &until)?;
         let sources = events::Sources { states: states.clone(), findings };
@@ -198,6 +143,32 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     };
     tasks.start("agent", main);
     tasks.run(trigger).await.map_err(RunError::Failed)
+}
+
+/// Makes the checks of the start; what only weakens is logged.
+fn preflight(options: &Options, arguments: &Run, mark: Mark) -> Result<(), RunError> {
+    let (run_dir, cgroup_root) = (&arguments.datapath.run_dir, arguments.cgroup_root.as_deref());
+    let mark = mark.audit | mark.enforce;
+    let checks = doctor::preflight(&doctor::Node { options, run_dir, cgroup_root, mark });
+    for check in checks.iter().filter(|check| check.status == CheckStatus::Warn) {
+        let Check { name, detail, remedy, .. } = check;
+        tracing::warn!(check = name, detail, remedy, "this node is weaker than it could be");
+    }
+    if checks.iter().any(|check| check.status == CheckStatus::Fail) {
+        return Err(RunError::Preflight(checks));
+    }
+    Ok(())
+}
+
+/// Who may read metrics, and where.
+fn access(arguments: &Run, file: &File) -> Access {
+    let metrics = &file.metrics;
+    Access {
+        address: arguments.metrics_address.or(metrics.address),
+        any_address: metrics.any_address,
+        authenticate: metrics.authenticate,
+        tls: metrics.tls.as_ref().map(|tls| (tls.certificate.clone(), tls.key.clone())),
+    }
 }
 
 /// The loop that keeps the kernel at what the registry says.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::EventFormat;
+use crate::config::{EventFormat, Granularity};
 use crate::registry::Source;
 
 /// Exit codes, stable.
@@ -65,7 +65,7 @@ pub enum Command {
     /// Print the definitions of EgressPolicy and EgressException, for `kubectl apply -f -`
     Crd(Written),
     /// Print the rights the agent needs in a cluster: its account, roles and bindings
-    Rbac(Written),
+    Rbac(Rights),
     /// Print the reference of all metrics, as in docs/metrics.md
     MetricsDoc,
 }
@@ -102,9 +102,15 @@ pub struct Run {
     /// Size of the exact, address, range and redirect tables, entries; fixed for as long as they are pinned
     #[arg(long, env = "EGRESS_TABLE_SIZE", value_name = "N")]
     pub table_size: Option<u32>,
-    /// Listener of /metrics, /livez and /readyz [default: 127.0.0.1:9464]
+    /// Listener of /metrics [default: 127.0.0.1:9464]
     #[arg(long, env = "EGRESS_METRICS_ADDRESS", value_name = "IP:PORT")]
     pub metrics_address: Option<SocketAddr>,
+    /// Listener of /livez and /readyz [default: 127.0.0.1:9465]
+    #[arg(long, env = "EGRESS_HEALTH_ADDRESS", value_name = "IP:PORT")]
+    pub health_address: Option<SocketAddr>,
+    /// What has series of its own in /metrics [default: pod]
+    #[arg(long, env = "EGRESS_METRICS_GRANULARITY", value_enum)]
+    pub metrics_granularity: Option<Granularity>,
     /// How events are written [default: ocsf]
     #[arg(long, env = "EGRESS_EVENTS_FORMAT", value_enum)]
     pub events_format: Option<EventFormat>,
@@ -178,6 +184,17 @@ pub struct Doctor {
     /// How the answer is written
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
+}
+
+/// `rbac`.
+#[derive(Args, Debug)]
+pub struct Rights {
+    /// Also what metrics.authenticate needs, and a role for those who are to read metrics
+    #[arg(long)]
+    pub metrics_authentication: bool,
+    /// How they are written.
+    #[command(flatten)]
+    pub written: Written,
 }
 
 /// `crd` and `rbac`.

@@ -24,14 +24,19 @@ pub struct File {
     pub node_name: Option<String>,
     /// What happens to pods the agent has not learned: `audit` (default) or `deny`.
     pub unknown_pod: UnknownPod,
+    /// Interfaces of the node, or bridges whose ports they are, that lead to no pods, by name; `*` at
+    /// the end stands for any rest. What is behind them is never taken for a pod that is not learned.
+    pub not_pods: Vec<String>,
     /// How long a silent agent's policy counts as fresh (`30s`); 0 for ever. Default 30s.
     pub lease: Option<String>,
     /// Facts of the cluster.
     pub cluster: Cluster,
     /// Where Service addresses are judged after their translation.
     pub uplink: Uplink,
-    /// The HTTP listener for metrics and probes.
+    /// Metrics: where, to whom, and how fine.
     pub metrics: Metrics,
+    /// Where probes are answered.
+    pub health: HealthProbes,
     /// Events.
     pub events: Events,
     /// What DNS tells the pods.
@@ -136,12 +141,56 @@ const FOREIGN_MARKS: [(&str, u32); 4] = [
 ];
 const MARK_MASK: u32 = 0x3000;
 
-/// The HTTP listener.
+/// Metrics: where, to whom, and how fine.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Metrics {
     /// Address and port; 127.0.0.1:9464 by default.
     pub address: Option<SocketAddr>,
+    /// Serve on every interface (0.0.0.0 or [::]) though nobody is asked who they are.
+    pub any_address: bool,
+    /// Ask callers for a bearer token and the API server whether its owner may `get` the
+    /// nonResourceURL `/metrics`. Needs registry kube and the rights of
+    /// `egress-agent rbac --metrics-authentication`.
+    pub authenticate: bool,
+    /// Serve over TLS.
+    pub tls: Option<Tls>,
+    /// What has series of its own: `pod` (default), `workload` or `namespace`.
+    pub granularity: Option<Granularity>,
+    /// Series of pods and workloads, at most; what finds no room counts as `_overflow`. 20000 by
+    /// default, at least 100.
+    pub max_series: Option<u32>,
+}
+
+/// Files of a certificate, read again when they change.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tls {
+    /// The chain, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+}
+
+/// Probes.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct HealthProbes {
+    /// Address and port of /livez and /readyz; 127.0.0.1:9465 by default. They name nobody.
+    pub address: Option<SocketAddr>,
+}
+
+/// What has series of its own.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, clap::ValueEnum)]
+#[serde(rename_all = "camelCase")]
+pub enum Granularity {
+    /// Every pod, and every workload.
+    #[default]
+    Pod,
+    /// Every workload.
+    Workload,
+    /// Every namespace: `source_workload` is empty.
+    Namespace,
 }
 
 /// Events.
@@ -340,6 +389,24 @@ impl File {
         }
         let audit = 1 << mask.trailing_zeros();
         Ok(Mark { audit, enforce: mask & !audit })
+    }
+
+    /// Series of pods and workloads, at most.
+    ///
+    /// # Errors
+    /// When so few cannot be meant.
+    pub fn max_series(&self, path: &Path) -> Result<usize, ConfigError> {
+        match self.metrics.max_series {
+            None => Ok(20_000),
+            Some(most) if most >= 100 => Ok(most as usize),
+            Some(most) => Err(ConfigError::Value {
+                path: path.to_owned(),
+                message: format!(
+                    "metrics.maxSeries: {most} leaves no room for one node's pods; write 100 or \
+                     more, or metrics.granularity: namespace"
+                ),
+            }),
+        }
     }
 
     /// The mode of pods the agent has not learned.

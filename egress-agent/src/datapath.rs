@@ -7,6 +7,7 @@
 //!
 //! Invariant: nothing here knows where a policy came from, and nothing else imports aya.
 
+mod answers;
 mod attach;
 mod counters;
 mod diff;
@@ -19,8 +20,9 @@ mod uninstall;
 
 use std::path::{Path, PathBuf};
 
+pub use answers::AnswerRing;
 pub use attach::{Applied, Attached};
-pub use counters::{AnswerRing, CounterReader, EventRing};
+pub use counters::{CounterReader, EventRing, Readings};
 pub use diff::{Capacities, Plan, REDIRECTS, Refused, diff};
 pub use hooks::HookStatus;
 pub use load::{Loaded, Logger, hook_names, map_names};

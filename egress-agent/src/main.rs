@@ -52,7 +52,13 @@ fn main() -> ExitCode {
         Command::Crd(crd) => {
             answer(definitions().and_then(|objects| manifest(crd.output, &objects)))
         }
-        Command::Rbac(rbac) => answer(manifest(rbac.output, &registry::rights())),
+        Command::Rbac(rbac) => {
+            let mut objects = registry::rights();
+            if rbac.metrics_authentication {
+                objects.extend(registry::metrics_rights());
+            }
+            answer(manifest(rbac.written.output, &objects))
+        }
         Command::MetricsDoc => answer(Ok(metrics::reference().trim_end().to_owned())),
     };
     ExitCode::from(code)
@@ -81,6 +87,7 @@ fn uninstall(paths: &egress_agent::cli::Datapath) -> anyhow::Result<String> {
     let _pins = paths.bpffs.exists().then(|| lock::Lock::take_pins(&paths.bpffs)).transpose()?;
     let options = Options { bpffs: paths.bpffs.clone(), kernel_log: false, capacity: None };
     let removed = datapath::uninstall(&options)?;
+    metrics::forget(&paths.run_dir)?;
     Ok(format!(
         "removed {} links and {} programs and maps below {}; nothing is enforced on this node now",
         removed.links,

@@ -47,6 +47,8 @@ pub use name::Name;
 
 /// Between two looks at what changed and two keepings of the history.
 const LOOK: Duration = Duration::from_secs(60);
+/// Between two looks at what the kernel lost.
+const LOST: Duration = Duration::from_secs(1);
 /// Answers read before anybody else gets a turn.
 const TURN: usize = 256;
 
@@ -148,6 +150,7 @@ pub async fn run(
     let mut reading = Reading::new(settings, history);
     names.counts.know(view.workloads());
     let mut look = tokio::time::interval(LOOK);
+    let mut lost = tokio::time::interval(LOST);
     loop {
         tokio::select! {
             () = shutdown.requested() => break,
@@ -175,6 +178,7 @@ pub async fn run(
                     ready.clear_ready();
                 }
             }
+            _ = lost.tick() => names.counts.lost_in_kernel(&ring.get_ref().losses()?),
             _ = look.tick() => keep(&mut reading, &path),
         }
     }

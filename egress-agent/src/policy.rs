@@ -184,10 +184,17 @@ pub struct NodeState {
     /// What this node's own interfaces carry, whatever range it is in: a bridge's address lies among
     /// those of its pods. Dummy ones are left out, where Service proxies keep those of Services.
     pub addresses: BTreeSet<IpAddr>,
+    /// Interfaces that default routes leave by.
+    pub uplinks: BTreeSet<u32>,
+    /// Names of interfaces, or of bridges whose ports they are, that lead to no pods as the node's
+    /// operator says; `*` at the end stands for any rest. Only the node's root names them.
+    pub not_pods: Vec<String>,
     /// Interfaces on which the boundary was seen to be attached, as the kernel says.
     pub verified: BTreeSet<u32>,
     /// Absolute level of `kubepods`.
-    pub kubepods_level: u32,
+    pub kubepods_level: u8,
+    /// Cgroup id of `kubepods`.
+    pub kubepods: u64,
     /// What pods nobody knows get.
     pub unknown_pod: Mode,
     /// Bits of the packet mark for the uplink.
@@ -272,4 +279,10 @@ pub struct Link {
     pub mac: [u8; 6],
     /// The pod's namespace as the node numbers it (`IFLA_LINK_NETNSID`), from 0.
     pub netns: u32,
+    /// It is one end of a veth or netkit pair, through which whatever the other end sends comes.
+    pub pair: bool,
+    /// Addresses of the node's side, link-local ones left out.
+    pub own_ips: Vec<IpAddr>,
+    /// The bridge it is a port of: index and name.
+    pub bridge: Option<(u32, String)>,
 }

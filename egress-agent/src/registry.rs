@@ -40,6 +40,7 @@ mod tests;
 
 pub use kube::ClientError;
 pub use kube::report::{Enforced, NodeReport, Reporter};
+pub use kube::review::{Review, Reviewer};
 pub use publish::{Health, Published, Publisher, channel, report_changes};
 
 /// Where objects are read from; written `dir:PATH`, `kube` or `kube:PATH`.
@@ -132,6 +133,11 @@ pub fn rights() -> Vec<serde_json::Value> {
     kube::role::objects()
 }
 
+/// What `metrics.authenticate` needs beyond [`rights`], and a role for those who are to be let in.
+pub fn metrics_rights() -> Vec<serde_json::Value> {
+    kube::role::metrics_authentication()
+}
+
 /// Whether an object would be taken as it stands, by the rules of its kind; kinds that are not read
 /// always are.
 ///
@@ -176,6 +182,14 @@ impl Registry {
         match &self.0 {
             Opened::Dir(_) => None,
             Opened::Kube(cluster) => Some(cluster.reporter()),
+        }
+    }
+
+    /// Who asks the API server about tokens; nobody where there is none.
+    pub fn reviewer(&self) -> Option<Reviewer> {
+        match &self.0 {
+            Opened::Dir(_) => None,
+            Opened::Kube(cluster) => Some(cluster.reviewer()),
         }
     }
 

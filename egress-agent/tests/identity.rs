@@ -38,7 +38,7 @@ fn pods_of_the_systemd_driver_are_found_with_their_cgroup_ids() {
 
     let kubepods = Kubepods::find(Some(root.path())).unwrap();
     assert_eq!(kubepods.path, root.path().join("kubepods.slice"));
-    assert_eq!(kubepods.level, depth(&kubepods.path));
+    assert_eq!(u32::from(kubepods.level), depth(&kubepods.path));
     let pods = kubepods.pods().unwrap();
     assert_eq!(pods, [(UUID.to_owned(), pod), (STATIC.to_owned(), guaranteed)].into());
 }

@@ -6,6 +6,7 @@
 //! [`Subject::verdict`].
 
 mod sender;
+mod unlearned;
 
 use crate::key::{
     AddressKey, ExactKey, ExceptionKey, GatewayId, PodId, PolicyId, RangeKey, ReplyKey,
@@ -15,6 +16,7 @@ use crate::reason::Reason;
 use crate::state::{Exact, Exception, Range, Target, address, range};
 use crate::subject::Subject;
 use sender::{arp_sender_is, foreign_source, foreign_source_of_exempt, neighbour};
+use unlearned::unlearned;
 
 /// The tables a decision reads. The kernel's are maps; everybody else brings what they have.
 pub trait Lookup {
@@ -36,6 +38,11 @@ pub trait Lookup {
     fn foreign_socket(&self, who: &Subject) -> bool;
     /// Boot clock, nanoseconds.
     fn now(&self) -> u64;
+    /// The same ruling. The kernel's verifier knows where each comes from, and would walk what follows
+    /// once for each of them: there the tables make it forget.
+    fn settled(&self, ruling: Ruling) -> Ruling {
+        ruling
+    }
 }
 
 /// What the rules say, before the mode.
@@ -69,8 +76,10 @@ const DNS_OVER_TLS: u16 = 853;
 
 /// Judges one packet or socket call. The first matching line wins:
 ///
-///  0. A pod the agent has not learned → loopback, named resolvers, answers on flows opened from
-///     outside; else deny `unknown_pod`.
+///  0. A pod the agent has not learned is judged by lines 2 to 7 as its interface shows itself, under
+///     the tables of no policy, which know the cluster's ranges, its resolvers and whom any pod may
+///     answer. Without an address, asking the link for one (DHCP) → allow `local`. Of what lines 8
+///     to 13 are left with, a named resolver → allow `resolver`; else deny `unknown_pod`.
 ///  1. Not governed (no policy, mode off, exempt) → allow `exempt`; on its veth the source guard
 ///     of line 4 still applies.
 ///  2. A VLAN tag, or an ethertype that is not IPv4, IPv6 or ARP → deny `ethertype`. ARP of
@@ -116,12 +125,9 @@ const DNS_OVER_TLS: u16 = 853;
 ///     [`redirect`](crate::redirect::redirect), which asks this function about the endpoint.
 #[inline(always)]
 pub fn decide<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
-    // 0
-    if who.unknown {
-        return unlearned(packet, lookup);
-    }
     // 1
-    if who.policy == PolicyId::NONE || matches!(who.mode, crate::Mode::Off) {
+    let ungoverned = who.policy == PolicyId::NONE || matches!(who.mode, crate::Mode::Off);
+    if ungoverned && !who.unknown {
         return if foreign_source_of_exempt(who, packet) {
             Ruling::new(1, Reason::SpoofedSource)
         } else {
@@ -132,7 +138,11 @@ pub fn decide<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     if matches!(packet.hook, Hook::UplinkEgress) {
         return translated(who.policy, packet, lookup);
     }
-    let ruling = governed(who, packet, lookup);
+    let ruling = lookup.settled(governed(who, packet, lookup));
+    // 0
+    if who.unknown {
+        return unlearned(who, packet, ruling);
+    }
     // 14
     let named = ruling.line >= 8 && !ruling.reason.denies();
     if who.deny_new && named && (packet.opens() || packet.protocol != protocol::TCP) {
@@ -146,26 +156,6 @@ pub fn decide<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     ruling
 }
 
-/// Line 0.
-#[inline(always)]
-fn unlearned<L: Lookup>(packet: &Packet, lookup: &L) -> Ruling {
-    if stays_in_pod(packet) {
-        return Ruling::new(5, Reason::Local);
-    }
-    let key = ExactKey::new(PolicyId::NONE, packet.dst, packet.protocol, packet.dst_port);
-    let answers = || {
-        let nets = lookup.range(&RangeKey { policy: PolicyId::NONE, addr: packet.dst });
-        answers(PodId::UNKNOWN, &nets, packet, lookup)
-    };
-    match lookup.exact(&key) {
-        Some(entry) if is(&entry, Target::Resolver) && whole(packet) && packet.dst_port == DNS => {
-            Ruling::new(8, Reason::Resolver)
-        }
-        _ if !unwraps(packet) && answers() => Ruling::new(7, Reason::Reply),
-        _ => Ruling::new(0, Reason::UnknownPod),
-    }
-}
-
 /// Line 7. `nets` is asked again each time: a flow outlives what allowed to remember it.
 #[inline(always)]
 fn answers<L: Lookup>(pod: PodId, nets: &Range, packet: &Packet, lookup: &L) -> bool {
@@ -175,7 +165,7 @@ fn answers<L: Lookup>(pod: PodId, nets: &Range, packet: &Packet, lookup: &L) -> 
         && lookup.reply(&packet.reply_key(pod))
 }
 
-/// Lines 2 to 13.
+/// Lines 0 and 2 to 13.
 #[inline(always)]
 fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     // Inside the pod's own namespace a proxy's answers carry any source: they are judged before
@@ -364,11 +354,6 @@ fn named(entry: &Exact) -> Reason {
 #[inline(always)]
 const fn whole(packet: &Packet) -> bool {
     matches!(packet.shape, Shape::Ip)
-}
-
-#[inline(always)]
-fn is(entry: &Exact, target: Target) -> bool {
-    entry.target == target.number()
 }
 
 /// Traffic the kernel will keep inside the pod. On the wire nothing is: a node with

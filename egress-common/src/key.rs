@@ -4,7 +4,11 @@
 //! 16-byte form (IPv4 as `::ffff:a.b.c.d`), so that one map and one rule serve both; whether a
 //! packet was IPv4 or IPv6 on the wire is a fact of the packet and never of the key.
 
+mod reply;
+
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+pub use reply::ReplyKey;
 
 /// An IPv4 or IPv6 address: sixteen bytes in network order, IPv4 in its mapped form.
 #[repr(C)]
@@ -21,6 +25,9 @@ const MAPPED: u32 = u32::from_be(0x0000_ffff);
 impl Addr {
     /// `::`, used for "this pod has no address of the family".
     pub const UNSPECIFIED: Self = Self { words: [0; 4] };
+
+    /// `255.255.255.255`.
+    pub const BROADCAST: Self = Self::v4([255; 4]);
 
     /// The address with these sixteen bytes.
     #[inline(always)]
@@ -220,6 +227,12 @@ impl PodId {
     pub const fn of_cgroup(id: u64) -> Self {
         Self(id)
     }
+
+    /// Whoever is behind this interface, as long as no pod is known to be: a number that is no
+    /// cgroup's id, because those count up from one.
+    pub const fn of_interface(ifindex: u32) -> Self {
+        Self(1 << 63 | ifindex as u64)
+    }
 }
 
 /// A compiled policy, by the hash of its object's name. [`PolicyId::NONE`] governs nobody.
@@ -365,64 +378,6 @@ impl ExceptionKey {
     /// The set of exceptions this entry belongs to.
     pub const fn set(&self) -> u32 {
         self.set
-    }
-}
-
-/// Key of the reply table: a flow that a remote opened toward a pod.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ReplyKey {
-    pod: PodId,
-    remote: Addr,
-    /// Network order. For ICMP the echo identifier.
-    remote_port: [u8; 2],
-    /// Network order. Zero for ICMP.
-    local_port: [u8; 2],
-    protocol: u8,
-    pad: [u8; 3],
-}
-
-impl ReplyKey {
-    /// Ports in host order.
-    #[inline(always)]
-    pub const fn new(
-        pod: PodId,
-        remote: Addr,
-        remote_port: u16,
-        local_port: u16,
-        protocol: u8,
-    ) -> Self {
-        Self {
-            pod,
-            remote,
-            remote_port: remote_port.to_be_bytes(),
-            local_port: local_port.to_be_bytes(),
-            protocol,
-            pad: [0; 3],
-        }
-    }
-
-    /// The pod the entry belongs to; another pod's traffic never matches it.
-    pub const fn pod(&self) -> PodId {
-        self.pod
-    }
-
-    /// Whether the flow is TCP's.
-    #[inline(always)]
-    pub const fn is_tcp(&self) -> bool {
-        self.protocol == crate::packet::protocol::TCP
-    }
-
-    /// The same flow as the sockets of this cgroup see it: on the socket's own port (host order;
-    /// zero where it has none), whatever address translation made of it behind the socket.
-    #[inline(always)]
-    pub const fn at_socket(&self, cgroup: u64, port: u16) -> Self {
-        let mut key = *self;
-        key.pod = PodId::of_cgroup(cgroup);
-        if port != 0 {
-            key.local_port = port.to_be_bytes();
-        }
-        key
     }
 }
 

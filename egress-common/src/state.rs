@@ -3,8 +3,13 @@
 //! The agent writes these; the kernel only reads them, except counters, replies and the
 //! duplicate-suppression table, which only the kernel writes.
 
+mod exposed;
+pub mod loss;
+
 use crate::key::{Addr, GatewayId, NamespaceId, PodId, PolicyId};
 use crate::reason::{Mode, Reason, Verdict, closed_enum};
+
+pub use exposed::Exposed;
 
 closed_enum! {
     /// How the mesh captures a pod's traffic.
@@ -85,6 +90,9 @@ impl Pod {
     pub const HOST: u8 = 8;
     /// Its policy has not opted in pods on the node's network: what it denies passes and is told.
     pub const AUDITED: u8 = 16;
+    /// Of an interface: it leads to a pod that the agent has not learned. `id` is the interface's
+    /// ([`PodId::of_interface`]), the addresses are those it was seen to carry.
+    pub const UNLEARNED: u8 = 32;
     /// Of an interface: the DNS answers that reach the pod are copied to the agent.
     pub const NAMES: u8 = 64;
     /// A gateway's pod whose own way out is limited to resolved addresses
@@ -284,21 +292,23 @@ pub struct Exception {
 pub struct Config {
     /// Nanoseconds after which a silent agent's lease has expired; zero for never.
     pub lease: u64,
+    /// Id of the `kubepods` cgroup, below which the wall sees every packet of a socket.
+    pub kubepods: u64,
     /// Number of the compiled policy in force.
     pub generation: u32,
-    /// Absolute level of the `kubepods` cgroup, as `bpf_get_current_ancestor_cgroup_id` counts.
-    pub kubepods_level: u32,
-    /// Number of the [`Mode`] for pods the agent has not learned.
-    pub unknown_pod: u8,
-    /// Number of the [`Mode`] of the source guard on pods no policy enforces.
-    pub guard: u8,
-    /// Zero.
-    pub pad: [u8; 6],
     /// Bit of the packet mark that says: allowed at the boundary for a policy in mode audit; zero
     /// where packets are not marked.
     pub mark_audit: u32,
     /// The same for mode enforce.
     pub mark_enforce: u32,
+    /// Absolute level of the `kubepods` cgroup, as `bpf_get_current_ancestor_cgroup_id` counts.
+    pub kubepods_level: u8,
+    /// Number of the [`Mode`] for pods the agent has not learned.
+    pub unknown_pod: u8,
+    /// Number of the [`Mode`] of the source guard on pods no policy enforces.
+    pub guard: u8,
+    /// Zero.
+    pub pad: u8,
 }
 
 /// Value of the reply table.
@@ -387,25 +397,6 @@ pub struct Counter {
     pub packets: u64,
     /// Bytes on the wire, link header included.
     pub bytes: u64,
-}
-
-/// Index into the loss counters: every place where the kernel side can lose something.
-pub mod loss {
-    /// The event ring was full.
-    pub const RING: u32 = 0;
-    /// The per-pod counter table was full; the node counters still counted.
-    pub const COUNTER: u32 = 1;
-    /// The reply table refused an entry: the pod cannot answer that flow.
-    pub const REPLY: u32 = 2;
-    /// Events not sent because the same decision was reported less than
-    /// [`SUPPRESS_NS`](super::SUPPRESS_NS) before; the next event carries their number.
-    pub const SUPPRESSED: u32 = 3;
-    /// What a redirected socket asked for could not be remembered: it is told the gateway's address.
-    pub const ORIGINAL: u32 = 4;
-    /// Entries of the table.
-    pub const SLOTS: u32 = 5;
-    /// Metric label of each index.
-    pub const NAMES: [&str; 5] = ["ring", "counter", "reply", "suppressed", "original"];
 }
 
 /// Nanoseconds during which a repeated decision of one CPU raises no second event.

@@ -113,6 +113,15 @@ impl Subject {
         }
     }
 
+    /// The same, behind an interface whose pod the agent has not learned ([`Pod::UNLEARNED`]): its
+    /// own MAC and addresses are those that were seen there. Whoever is not known goes by the
+    /// interface's number.
+    #[inline(always)]
+    pub fn behind(self, end: &Pod) -> Self {
+        let pod = if self.unknown { end.id } else { self.pod };
+        Self { pod, mac: end.mac, v4: end.v4, v6: end.v6, ..self }
+    }
+
     /// The subject of a marked packet at the uplink, where its pod is not known any more.
     #[inline(always)]
     pub fn uplink(config: &Config, mode: Mode) -> Self {
@@ -131,6 +140,21 @@ impl Subject {
         addr.is_either(&self.v4, &self.v6)
     }
 
+    /// Whether no address of its own is known.
+    #[inline(always)]
+    pub const fn is_unaddressed(&self) -> bool {
+        self.v4.is_unspecified() && self.v6.is_unspecified()
+    }
+
+    /// Whether what it sends passes fewer hooks than a pod's that is wholly covered: nobody knows
+    /// it, or its policy has no boundary at its interface.
+    #[inline(always)]
+    pub fn is_exposed(&self) -> bool {
+        let covered =
+            self.policy == PolicyId::NONE || self.flags & (Pod::BOUNDARY | Pod::HOST) != 0;
+        self.unknown || !covered
+    }
+
     /// Whether the wall leaves a drop to the boundary: only that can answer the pod. What leaves by
     /// any other way, and what the boundary would not answer, the wall drops itself.
     #[inline(always)]
@@ -147,8 +171,10 @@ impl Subject {
     /// What a reason becomes for this subject: the source guard has a mode of its own.
     #[inline(always)]
     pub const fn verdict(&self, reason: Reason) -> Verdict {
-        let mode = if matches!(reason, Reason::SpoofedSource) { self.guard } else { self.mode };
-        mode.verdict(reason)
+        // Both are asked: of a choice between them the compiler makes one between their places, in a
+        // way that the kernel's verifier refuses.
+        let (own, guarded) = (self.mode.verdict(reason), self.guard.verdict(reason));
+        if matches!(reason, Reason::SpoofedSource) { guarded } else { own }
     }
 }
 

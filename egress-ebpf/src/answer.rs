@@ -4,6 +4,8 @@
 //! ICMP error behind it, sent back out of the interface it came in by. Only the boundary can do
 //! this. Whatever fails on the way leaves a silent drop, which is what the verdict asks for anyway.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::{__sk_buff, BPF_CSUM_LEVEL_RESET};
 use aya_ebpf::helpers::generated::{
     bpf_csum_level, bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
@@ -193,14 +195,16 @@ fn resize(skb: *mut __sk_buff, length: u32) -> Option<()> {
     Some(())
 }
 
+/// Reads integers. They are not zeroed first: the verifier would walk the loop that does it.
 #[inline(always)]
-fn load<T: Default>(skb: *mut __sk_buff, at: u32) -> Option<T> {
-    let mut copy = T::default();
+fn load<T: Copy>(skb: *mut __sk_buff, at: u32) -> Option<T> {
+    let mut copy = MaybeUninit::<T>::uninit();
     // SAFETY: the helper writes exactly the size of `T`, integers, or fails.
-    let failed = unsafe {
-        bpf_skb_load_bytes(skb.cast(), at, (&raw mut copy).cast(), size_of::<T>() as u32)
-    };
-    (failed == 0).then_some(copy)
+    unsafe {
+        let failed =
+            bpf_skb_load_bytes(skb.cast(), at, copy.as_mut_ptr().cast(), size_of::<T>() as u32);
+        if failed == 0 { Some(copy.assume_init()) } else { None }
+    }
 }
 
 #[inline(always)]

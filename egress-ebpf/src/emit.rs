@@ -9,11 +9,11 @@ use egress_common::event::Event;
 use egress_common::key::{GatewayId, PodId};
 use egress_common::packet::{Hook, Packet, Shape};
 use egress_common::state::{
-    Config, Counter, CounterKey, Direction, Pod, SUPPRESS_NS, Seen, SeenKey, loss,
+    Config, Counter, CounterKey, Direction, Exposed, Pod, SUPPRESS_NS, Seen, SeenKey, loss,
 };
 use egress_common::{Reason, Ruling, Subject, Verdict};
 
-use crate::maps::{COUNTERS, EVENTS, NODE_COUNTERS, SEEN, lost};
+use crate::maps::{COUNTERS, EVENTS, EXPOSED, NODE_COUNTERS, SEEN, lost};
 
 /// Everything one decision is told with.
 pub(crate) struct Told<'a> {
@@ -61,6 +61,14 @@ impl Actor {
     }
 }
 
+impl Told<'_> {
+    /// Whom it is counted and told of: pods that are not learned are one.
+    #[inline(always)]
+    const fn pod(&self) -> PodId {
+        if self.who.unknown { PodId::UNKNOWN } else { self.who.pod }
+    }
+}
+
 /// Whether this hook has the last word.
 #[inline(always)]
 fn final_here(told: &Told<'_>) -> bool {
@@ -88,12 +96,27 @@ pub(crate) fn tell(config: &Config, told: &Told<'_>, actor: impl FnOnce() -> Act
     if counted {
         let connections = u64::from(told.packet.counts_as_connection());
         let amount = Counter { connections, packets: 1, bytes: u64::from(told.len) };
-        count(told.who.pod, told.ruling, told.verdict, Direction::Tx, &amount);
+        count(told.pod(), told.ruling, told.verdict, Direction::Tx, &amount);
     }
     // Every kernel sends listener reports when an interface comes up: counted, and no news.
     let news = !matches!(told.packet.shape, Shape::Listener);
     if !matches!(told.verdict, Verdict::Allow) && news {
         event(config, told, counted, actor);
+    }
+}
+
+/// Counts what passes of a pod that is not wholly covered, under its cgroup or its interface.
+#[inline(always)]
+pub(crate) fn expose(whose: PodId, now: u64) {
+    if let Some(exposed) = EXPOSED.get_ptr_mut(whose) {
+        // SAFETY: a pointer to this CPU's slot of a per-CPU map; a CPU that has counted nothing yet
+        // holds zeroes.
+        let exposed = unsafe { &mut *exposed };
+        exposed.packets += 1;
+        exposed.first = if exposed.first == 0 { now } else { exposed.first };
+        exposed.last = now;
+    } else if EXPOSED.insert(whose, Exposed { packets: 1, first: now, last: now }, 0).is_err() {
+        lost(loss::EXPOSED, 1);
     }
 }
 
@@ -138,7 +161,7 @@ fn add(counter: *mut Counter, amount: &Counter) {
 #[inline(always)]
 fn first_in_window(told: &Told<'_>) -> Option<u64> {
     let key = SeenKey {
-        pod: told.who.pod,
+        pod: told.pod(),
         dst: told.packet.dst,
         port: told.packet.dst_port.to_be_bytes(),
         protocol: told.packet.protocol,
@@ -177,7 +200,7 @@ fn event(config: &Config, told: &Told<'_>, counted: bool, actor: impl FnOnce() -
     let Actor { pid, uid, comm } = actor();
     entry.write(Event {
         time: told.now,
-        pod: told.who.pod,
+        pod: told.pod(),
         suppressed,
         policy: told.who.policy,
         gateway: told.ruling.gateway,

@@ -17,10 +17,12 @@ use egress_common::key::{
 use egress_common::packet::{Hook, Packet};
 use egress_common::redirect::{Original, RedirectKey, RedirectTo};
 use egress_common::state::{
-    BucketKey, Capture, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy,
-    Range, Reply, Seen, SeenKey, loss,
+    BucketKey, Capture, Config, Counter, CounterKey, Exact, Exception, Exposed, PlaceKey, Pod,
+    Policy, Range, Reply, Seen, SeenKey, loss,
 };
-use egress_common::{Endpoints, Lookup, Reason, Subject, Verdict};
+use egress_common::{Endpoints, Lookup, Reason, Ruling, Subject, Verdict};
+
+use crate::forget::forget_ruling;
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -78,6 +80,10 @@ pub(crate) static NODE_COUNTERS: PerCpuArray<Counter> =
     PerCpuArray::with_max_entries(Verdict::SLOTS * Reason::SLOTS, 0);
 #[map]
 pub(crate) static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(loss::SLOTS, 0);
+/// What passed while its pod was not wholly covered. Twice as many as pods fit into [`PODS`]: each has
+/// a cgroup and an interface.
+#[map]
+pub(crate) static EXPOSED: PerCpuHashMap<PodId, Exposed> = PerCpuHashMap::with_max_entries(4096, 0);
 /// When each decision was last told, so that a flood tells it once.
 #[map]
 pub(crate) static SEEN: LruPerCpuHashMap<SeenKey, Seen> =
@@ -179,6 +185,25 @@ pub(crate) fn subject(pod: Option<&Pod>, config: &Config, now: u64) -> Subject {
     Subject::of(pod, policy, config, now.saturating_sub(beat))
 }
 
+/// The subject of a decision about what comes from this interface, and whose flows it may answer
+/// beside its own: zero for nobody's. Behind an interface that is not learned a packet's socket may
+/// still say whose it is, because cgroups are known earlier.
+#[inline(always)]
+pub(crate) fn subject_behind(
+    skb: *mut aya_ebpf::bindings::__sk_buff,
+    ifindex: u32,
+    config: &Config,
+    now: u64,
+) -> (Subject, PodId) {
+    let end = match by_interface(ifindex) {
+        Some(end) if end.flags & Pod::UNLEARNED != 0 => end,
+        pod => return (subject(pod, config, now), PodId::UNKNOWN),
+    };
+    // SAFETY: as in `foreign_socket`.
+    let owner = owner(config, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) });
+    (subject(owner.pod, config, now).behind(end), end.id)
+}
+
 /// Adds to a loss counter.
 #[inline(always)]
 pub(crate) fn lost(what: u32, count: u64) {
@@ -207,8 +232,9 @@ pub(crate) enum Stage {
     /// The wall: has the last word of a pod without a boundary, and takes its connections into
     /// account.
     Wall(Local),
-    /// The boundary: takes connections into account, and knows the packet's socket.
-    Boundary(*mut aya_ebpf::bindings::__sk_buff),
+    /// The boundary: takes connections into account, and knows the packet's socket and whose flows
+    /// it may answer beside its own (see [`subject_behind`]).
+    Boundary(*mut aya_ebpf::bindings::__sk_buff, PodId),
 }
 
 /// A hook's own socket.
@@ -232,15 +258,34 @@ impl Tables<'_> {
             Stage::Call(local) | Stage::Wall(local) if key.is_tcp() || !local.bounded => {
                 (local.cgroup, local.port)
             }
-            Stage::Boundary(skb) if key.is_tcp() => {
+            Stage::Boundary(_, end) if end != PodId::UNKNOWN && !key.is_tcp() => {
+                return Some(key.of(end));
+            }
+            Stage::Boundary(skb, _) if key.is_tcp() => {
                 // SAFETY: as in `foreign_socket`.
                 let owner =
                     owner(self.config, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) });
                 (owner.cgroup, socket_port(skb))
             }
-            Stage::Early | Stage::Call(_) | Stage::Wall(_) | Stage::Boundary(_) => return None,
+            Stage::Early | Stage::Call(_) | Stage::Wall(_) | Stage::Boundary(..) => return None,
         };
         if cgroup == 0 { None } else { Some(key.at_socket(cgroup, port)) }
+    }
+}
+
+/// Whether the wall has seen the packet as it left its socket: every packet of a pod's socket, but
+/// those of packet sockets.
+#[inline(always)]
+pub(crate) fn passed_the_wall(config: &Config, skb: *mut aya_ebpf::bindings::__sk_buff) -> bool {
+    const AF_PACKET: u32 = 17;
+    // SAFETY: context fields, checked and rewritten by the verifier, which asks for the comparison
+    // with null; the helper as in `foreign_socket`.
+    unsafe {
+        let sk = (*skb).__bindgen_anon_2.sk;
+        !sk.is_null()
+            && (*sk).family != AF_PACKET
+            && config.kubepods != 0
+            && bpf_skb_ancestor_cgroup_id(skb, config.kubepods_level as i32) == config.kubepods
     }
 }
 
@@ -298,7 +343,7 @@ impl Lookup for Tables<'_> {
                 let take = match self.stage {
                     Stage::Early | Stage::Call(_) => false,
                     Stage::Wall(local) => !local.bounded,
-                    Stage::Boundary(_) => true,
+                    Stage::Boundary(..) => true,
                 };
                 crate::rate::over(who, policy, self.now, take)
             }
@@ -310,7 +355,7 @@ impl Lookup for Tables<'_> {
     #[inline(always)]
     fn foreign_socket(&self, who: &Subject) -> bool {
         match self.stage {
-            Stage::Boundary(skb) if who.flags & Pod::OWNER != 0 => {
+            Stage::Boundary(skb, _) if who.flags & Pod::OWNER != 0 => {
                 // SAFETY: the helper takes a level and returns the id of the socket's cgroup
                 // there, zero without a socket or beyond its depth (Linux 4.18; at this hook the
                 // socket of the pod's namespace is still known).
@@ -322,13 +367,18 @@ impl Lookup for Tables<'_> {
                             && owner.flags & Pod::MESH_PROXY != 0)
                 })
             }
-            Stage::Boundary(_) | Stage::Wall(_) | Stage::Call(_) | Stage::Early => false,
+            Stage::Boundary(..) | Stage::Wall(_) | Stage::Call(_) | Stage::Early => false,
         }
     }
 
     #[inline(always)]
     fn now(&self) -> u64 {
         self.now
+    }
+
+    #[inline(always)]
+    fn settled(&self, ruling: Ruling) -> Ruling {
+        forget_ruling(ruling, self.now)
     }
 }
 

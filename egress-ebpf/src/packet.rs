@@ -11,9 +11,9 @@ use egress_common::state::{Counter, Direction, Pod, Target};
 use egress_common::{Lookup, Mode, Reason, Subject, Verdict, decide};
 
 use crate::answer;
-use crate::emit::{Actor, Told, count, received, tell};
+use crate::emit::{Actor, Told, count, expose, received, tell};
 use crate::flow::Toward;
-use crate::forget::{forget_packet, forget_ruling, forget_subject};
+use crate::forget::{forget_packet, forget_ruling, forget_subject, unknown_zero};
 use crate::listen::Listeners;
 use crate::maps::{self, Local, Stage, Tables};
 use crate::names;
@@ -39,14 +39,15 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> (Verdict, Answered) {
     let now = maps::now();
     // SAFETY: context fields, checked and rewritten by the verifier.
     let (ifindex, len) = unsafe { ((*skb).ifindex, (*skb).len) };
-    let mut who = maps::subject(maps::by_interface(ifindex), &config, now);
+    let (mut who, PodId(end)) = maps::subject_behind(skb, ifindex, &config, now);
+    let end = PodId(end.wrapping_add(unknown_zero(now)));
     forget_subject(&mut who, now);
     let Some(packet) = maps::scratch(Hook::PodEgress) else {
         return (who.verdict(Reason::Malformed), Answered::No);
     };
     read_frame(skb, packet);
     packet.hook = Hook::PodEgress;
-    let tables = Tables { now, config: &config, stage: Stage::Boundary(skb) };
+    let tables = Tables { now, config: &config, stage: Stage::Boundary(skb, end) };
     let ruling = forget_ruling(decide(&who, packet, &tables), now);
     let verdict = who.verdict(ruling.reason);
     // A Service's address may yet become another one: the uplink asks again.
@@ -60,11 +61,20 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> (Verdict, Answered) {
         unsafe { (*skb).mark |= bit };
     }
     log(ctx, packet, verdict);
-    let told = Told { who: &who, packet, ruling, verdict, now, len, ifindex };
-    tell(&config, &told, || Actor::socket(ctx.skb.get_socket_uid()));
+    if end != PodId::UNKNOWN && !matches!(verdict, Verdict::Drop) {
+        // The wall has told of it and counted it already.
+        if maps::passed_the_wall(&config, skb) {
+            return (verdict, Answered::No);
+        }
+        expose(end, now);
+    }
     // Not what is wrong with the packet itself: who forges is told nothing.
     let answerable = ruling.line >= 6 && who.answers && packet.is_answerable();
-    if matches!(verdict, Verdict::Drop) && answerable {
+    let answers = matches!(verdict, Verdict::Drop) && answerable;
+    let answers = u64::from(answers).wrapping_add(unknown_zero(now));
+    let told = Told { who: &who, packet, ruling, verdict, now, len, ifindex };
+    tell(&config, &told, || Actor::socket(ctx.skb.get_socket_uid()));
+    if answers != 0 {
         return match answer::send(skb, packet, ifindex) {
             Some(()) => (verdict, Answered::Yes),
             None => (verdict, Answered::No),
@@ -104,8 +114,8 @@ pub(crate) fn uplink_egress(ctx: &TcContext) -> Verdict {
     verdict
 }
 
-/// Remembers what remotes open toward a governed pod, counts what gateways send it, and copies what
-/// resolvers answer; of a gateway's pod nothing but the last.
+/// Remembers what remotes open toward a pod that is governed or not learned, counts what gateways
+/// send it, and copies what resolvers answer; of a pod that nobody governs nothing but the last.
 #[inline(always)]
 pub(crate) fn pod_ingress(ctx: &TcContext) {
     let skb = maps::skb(ctx);
@@ -116,7 +126,8 @@ pub(crate) fn pod_ingress(ctx: &TcContext) {
     let Some(pod) = maps::by_interface(ifindex) else {
         return;
     };
-    if pod.policy == PolicyId::NONE && !(pod.flags & Pod::NAMES != 0 && names::may_answer(skb)) {
+    let judged = pod.policy != PolicyId::NONE || pod.flags & Pod::UNLEARNED != 0;
+    if !judged && !(pod.flags & Pod::NAMES != 0 && names::may_answer(skb)) {
         return;
     }
     let Some(packet) = maps::scratch(Hook::PodIngress) else {
@@ -127,7 +138,7 @@ pub(crate) fn pod_ingress(ctx: &TcContext) {
     if !matches!(packet.shape, Shape::Ip) || !pod.owns(&packet.dst) {
         return;
     }
-    if pod.policy == PolicyId::NONE {
+    if !judged {
         names::copy(skb, pod, packet, now);
         return;
     }
@@ -160,6 +171,9 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
         ((*skb).ifindex, (*skb).len, u16::from_be((*skb).protocol as u16), owner)
     };
     let mut who = maps::subject(owner.pod, &config, now);
+    if who.unknown {
+        who.pod = PodId::of_cgroup(owner.cgroup);
+    }
     who.guarded = owner.pod.is_some_and(|pod| pod.guarded != 0 && pod.guarded == ifindex);
     forget_subject(&mut who, now);
     let mut packet = Packet::unparsed(Hook::Wall);
@@ -176,6 +190,10 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
     }
     let told = Told { who: &who, packet: &packet, ruling, verdict, now, len, ifindex };
     tell(&config, &told, || Actor::socket(ctx.skb.get_socket_uid()));
+    let passes = !packet.on_loopback && !matches!(verdict, Verdict::Drop);
+    if passes && who.is_exposed() {
+        expose(PodId::of_cgroup(owner.cgroup), now);
+    }
     verdict
 }
 

@@ -18,6 +18,10 @@ use crate::process::{Place, Process, built, wait_until};
 pub const METRICS: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9464);
 
+/// Where it answers probes.
+pub const HEALTH: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9465);
+
 /// A running agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -76,7 +80,7 @@ impl Agent {
             if let Some(status) = process.ended()? {
                 bail!("the agent ended with {status}");
             }
-            Ok(get(lab, "/readyz").is_ok_and(|(status, _)| status == 200))
+            Ok(probe(lab, "/readyz").is_ok_and(|(status, _)| status == 200))
         });
         match ready {
             Ok(_) => Ok(Self { process }),
@@ -103,6 +107,7 @@ impl Agent {
             format!("--bpffs={}", path("bpffs/egress-enforcer")),
             format!("--run-dir={}", path("run")),
             format!("--metrics-address={METRICS}"),
+            format!("--health-address={HEALTH}"),
             format!("--events-output={}", path("events")),
         ]
     }
@@ -156,6 +161,14 @@ pub fn wait_for_mode(lab: &Lab, mode: &str) -> Result<Duration> {
 /// When nobody answers.
 pub fn get(lab: &Lab, path: &str) -> Result<(u16, String)> {
     lab.node.run(|| http::get(METRICS, path))
+}
+
+/// The same of a probe.
+///
+/// # Errors
+/// When nobody answers.
+pub fn probe(lab: &Lab, path: &str) -> Result<(u16, String)> {
+    lab.node.run(|| http::get(HEALTH, path))
 }
 
 /// A sample of /metrics.

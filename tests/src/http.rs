@@ -11,12 +11,20 @@ use anyhow::{Context, Result};
 /// # Errors
 /// When nobody answers within some seconds.
 pub fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    get_with(address, path, "")
+}
+
+/// The same with further header lines, each with its line end.
+///
+/// # Errors
+/// As [`get`].
+pub fn get_with(address: SocketAddr, path: &str, headers: &str) -> Result<(u16, String)> {
     let what = || format!("get http://{address}{path}");
     let mut stream =
         TcpStream::connect_timeout(&address, Duration::from_secs(2)).with_context(what)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).with_context(what)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).with_context(what)?;
     // Version 1.0, so that the body comes whole and ends with the connection.
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).with_context(what)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).with_context(what)?;

@@ -138,7 +138,7 @@ pub struct Stand {
     /// Id of the pod's cgroup.
     pub cgroup: u64,
     /// Absolute level of `kubepods`.
-    pub level: u32,
+    pub level: u8,
 }
 
 impl Ground {

@@ -40,7 +40,7 @@ fn holds(scenario: &KubeLab) -> Result<()> {
     let escapes = lab.sniffer.escapes(mark)?;
     ensure!(escapes.is_empty(), "{escapes:?}");
     for path in ["/livez", "/readyz"] {
-        let (status, body) = agent::get(lab, path)?;
+        let (status, body) = agent::probe(lab, path)?;
         ensure!(status == 200, "{path} answers {status}: {body}");
     }
     Ok(())

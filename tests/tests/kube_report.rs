@@ -79,31 +79,6 @@ fn kubeconfig(plane: &ControlPlane, name: &str, token: Option<&str>) -> Result<P
     Ok(path)
 }
 
-/// A service account with these rules, bound in the whole cluster; its token.
-fn account(plane: &ControlPlane, name: &str, rules: Value) -> Result<String> {
-    let rbac = "rbac.authorization.k8s.io/v1";
-    let subject = json!({"kind": "ServiceAccount", "name": name, "namespace": NAMESPACE});
-    let account = json!({
-        "apiVersion": "v1", "kind": "ServiceAccount",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-    });
-    let role = json!({
-        "apiVersion": rbac, "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules,
-    });
-    let binding = json!({
-        "apiVersion": rbac, "kind": "ClusterRoleBinding", "metadata": {"name": name},
-        "subjects": [subject],
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
-    });
-    plane.cluster.apply_all(&[account, role, binding])?;
-    let reference = Reference::new("v1", "ServiceAccount", NAMESPACE, name);
-    let request = json!({
-        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {},
-    });
-    let token = plane.cluster.create_subresource(&reference, "token", &request)?;
-    Ok(token["status"]["token"].as_str().context("a token")?.to_owned())
-}
-
 fn node(plane: &ControlPlane, name: &str) -> Result<Reference> {
     plane.cluster.apply(&json!({
         "apiVersion": "v1", "kind": "Node",
@@ -282,7 +257,7 @@ fn what_is_forbidden_is_left_out_and_the_rest_goes_on() -> Result<()> {
     let rules = json!([{
         "apiGroups": [""], "resources": ["nodes", "nodes/status"], "verbs": ["get", "patch"],
     }]);
-    let token = account(&plane, "no-lease", rules)?;
+    let token = plane.account("no-lease", rules)?;
     let kubeconfig = kubeconfig(&plane, "no-lease", Some(&token))?;
     plane.cluster.apply(&policy("shop", json!({"selector": {}, "mode": "audit"})))?;
     let writer = Writer::start(&runtime, &kubeconfig, "node-a", report(Enforced::True, "InForce"))?;
@@ -296,7 +271,7 @@ fn what_is_forbidden_is_left_out_and_the_rest_goes_on() -> Result<()> {
 fn without_any_right_it_waits_and_ends_when_asked() -> Result<()> {
     let (plane, runtime) = setup()?;
     let node = node(&plane, "node-a")?;
-    let token = account(&plane, "nobody", json!([]))?;
+    let token = plane.account("nobody", json!([]))?;
     let kubeconfig = kubeconfig(&plane, "nobody", Some(&token))?;
     let writer = Writer::start(&runtime, &kubeconfig, "node-a", report(Enforced::True, "InForce"))?;
     std::thread::sleep(Duration::from_secs(3));

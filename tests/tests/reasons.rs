@@ -119,7 +119,7 @@ fn case(reason: Reason) -> Option<Case> {
 }
 
 /// Runs a case and gives how often the reason was counted for its last frame.
-fn produced(case: &Case, reason: Reason, ifindex: u32, level: u32) -> Result<u64> {
+fn produced(case: &Case, reason: Reason, ifindex: u32, level: u8) -> Result<u64> {
     let mut tables = tables();
     tables.config.kubepods_level = level;
     (case.with)(&mut tables);

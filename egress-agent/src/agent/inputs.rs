@@ -8,7 +8,7 @@ use egress_common::Mode;
 use crate::clock::BootEpoch;
 use crate::datapath::{Capacities, REDIRECTS, Refused, diff};
 use crate::identity::cgroup::Kubepods;
-use crate::identity::link;
+use crate::identity::{link, uplink};
 use crate::policy::compile::compile;
 use crate::policy::{
     ClusterConfig, Coverage, Desired, Held, Mark, NodeState, OwnPod, Resolved, Snapshot, Tables,
@@ -27,6 +27,7 @@ pub(super) struct Inputs {
     pub(super) names: bool,
     /// How long an address that an earlier agent left counts, nanoseconds.
     pub(super) grace: u64,
+    pub(super) not_pods: Vec<String>,
     /// Where ends of exceptions are measured from; the beat follows the clocks.
     pub(super) epoch: BootEpoch,
 }
@@ -100,6 +101,9 @@ impl Inputs {
             },
             own: self.own.clone(),
             kubepods_level: self.kubepods.level,
+            kubepods: self.kubepods.id()?,
+            uplinks: uplink::uplinks()?,
+            not_pods: self.not_pods.clone(),
             verified,
             unknown_pod: self.unknown_pod,
             mark: self.mark,

@@ -2,18 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf};
-use egress_common::dns;
+use aya::maps::{Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuHashMap, RingBuf};
 use egress_common::event::{BadSample, Event};
 use egress_common::state::{Counter, CounterKey, loss};
 use egress_common::{Reason, Verdict};
-use tokio::io::unix::AsyncFd;
 
 use super::maps::take;
 use super::{DatapathError, Options};
+
+/// What the kernel counted, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readings {
+    /// Counters of pods, summed over CPUs.
+    pub pods: BTreeMap<CounterKey, Counter>,
+    /// The node's totals of every verdict and reason, zeroes included.
+    pub node: BTreeMap<(Verdict, Reason), Counter>,
+    /// What the kernel side lost or suppressed, by name.
+    pub losses: Vec<(&'static str, u64)>,
+}
 
 /// Reads the counters; cheap to clone, safe to use beside the agent's own writes.
 #[derive(Clone)]
@@ -22,19 +32,23 @@ pub struct CounterReader {
 }
 
 struct Counters {
-    options: Options,
+    /// The pins' directory.
+    pins: PathBuf,
+    /// The kernel's number of the pods' counters: of this table and, until the next boot, no other.
+    table: u32,
+    /// Entries of that table, at most.
+    room: u32,
     pods: PerCpuHashMap<MapData, CounterKey, Counter>,
     node: PerCpuArray<MapData, Counter>,
     losses: PerCpuArray<MapData, u64>,
-    answers: PerCpuArray<MapData, u64>,
 }
 
 fn open<T: TryFrom<Map, Error = MapError>>(
-    options: &Options,
+    pins: &Path,
     map: &'static str,
     kind: impl FnOnce(MapData) -> Map,
 ) -> Result<T, DatapathError> {
-    let opened = MapData::from_pin(options.map_pin(map)).and_then(|data| T::try_from(kind(data)));
+    let opened = MapData::from_pin(pins.join(map)).and_then(|data| T::try_from(kind(data)));
     opened.map_err(|source| DatapathError::Map { map, source })
 }
 
@@ -44,14 +58,62 @@ impl CounterReader {
     /// # Errors
     /// When a pin is missing or is no map of the expected type.
     pub fn open(options: &Options) -> Result<Self, DatapathError> {
+        Self::open_at(options.schema().join("maps"))
+    }
+
+    /// The counters that agents of other table layouts have left pinned, where they have the shape
+    /// of this version's. Whoever holds them can read them after their pins are gone.
+    pub fn earlier(options: &Options) -> Vec<Self> {
+        let Ok(entries) = std::fs::read_dir(&options.bpffs) else {
+            return Vec::new();
+        };
+        let own = options.schema();
+        let layouts = entries.flatten().map(|entry| entry.path()).filter(|path| *path != own);
+        let pins = layouts.map(|path| path.join("maps")).filter(|pins| pins.join(PODS).exists());
+        let opened = pins.map(|pins| (Self::open_at(pins.clone()), pins));
+        opened
+            .filter_map(|(reader, pins)| match reader {
+                Ok(reader) => Some(reader),
+                Err(error) => {
+                    let (pins, error) = (pins.display().to_string(), error.to_string());
+                    tracing::warn!(pins, error, "counters of another version are lost");
+                    None
+                }
+            })
+            .collect()
+    }
+
+    fn open_at(pins: PathBuf) -> Result<Self, DatapathError> {
+        let info = shaped(&pins, PODS, size_of::<CounterKey>(), size_of::<Counter>())?;
+        shaped(&pins, "NODE_COUNTERS", size_of::<u32>(), size_of::<Counter>())?;
+        shaped(&pins, "LOSSES", size_of::<u32>(), size_of::<u64>())?;
         let maps = Counters {
-            options: options.clone(),
-            pods: open(options, "COUNTERS", Map::PerCpuHashMap)?,
-            node: open(options, "NODE_COUNTERS", Map::PerCpuArray)?,
-            losses: open(options, "LOSSES", Map::PerCpuArray)?,
-            answers: open(options, "ANSWER_LOSSES", Map::PerCpuArray)?,
+            table: info.id(),
+            room: info.max_entries(),
+            pods: open(&pins, PODS, Map::PerCpuHashMap)?,
+            node: open(&pins, "NODE_COUNTERS", Map::PerCpuArray)?,
+            losses: open(&pins, "LOSSES", Map::PerCpuArray)?,
+            pins,
         };
         Ok(Self { maps: Arc::new(maps) })
+    }
+
+    /// The kernel's number of the pods' counters.
+    pub fn table(&self) -> u32 {
+        self.maps.table
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn read(&self) -> Result<Readings, DatapathError> {
+        Ok(Readings { pods: self.counters()?, node: self.node()?, losses: self.losses()? })
+    }
+
+    /// How many counters of pods there is room for.
+    pub fn room(&self) -> u32 {
+        self.maps.room
     }
 
     /// Per-pod counters, summed over CPUs.
@@ -61,8 +123,7 @@ impl CounterReader {
     pub fn counters(&self) -> Result<BTreeMap<CounterKey, Counter>, DatapathError> {
         let mut sums = BTreeMap::new();
         for entry in self.maps.pods.iter() {
-            let (key, values) =
-                entry.map_err(|source| DatapathError::Map { map: "COUNTERS", source })?;
+            let (key, values) = entry.map_err(|source| DatapathError::Map { map: PODS, source })?;
             sums.insert(key, sum(values.iter()));
         }
         Ok(sums)
@@ -78,11 +139,11 @@ impl CounterReader {
         }
         // A handle of its own: every other use of the counters only reads.
         let mut pods: PerCpuHashMap<MapData, CounterKey, Counter> =
-            open(&self.maps.options, "COUNTERS", Map::PerCpuHashMap)?;
+            open(&self.maps.pins, PODS, Map::PerCpuHashMap)?;
         for key in keys {
             match pods.remove(key) {
                 Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(source) => return Err(DatapathError::Map { map: "COUNTERS", source }),
+                Err(source) => return Err(DatapathError::Map { map: PODS, source }),
             }
         }
         Ok(())
@@ -111,29 +172,15 @@ impl CounterReader {
     /// # Errors
     /// When the map cannot be read.
     pub fn losses(&self) -> Result<Vec<(&'static str, u64)>, DatapathError> {
-        of_slots("LOSSES", &self.maps.losses, &loss::NAMES)
+        let mut losses = Vec::new();
+        // Another layout may have fewer of them.
+        for (slot, name) in (0..self.maps.losses.len()).zip(loss::NAMES) {
+            let values = self.maps.losses.get(&slot, 0);
+            let values = values.map_err(|source| DatapathError::Map { map: "LOSSES", source })?;
+            losses.push((name, values.iter().sum()));
+        }
+        Ok(losses)
     }
-
-    /// DNS answers the kernel side lost, by stage.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn lost_answers(&self) -> Result<Vec<(&'static str, u64)>, DatapathError> {
-        of_slots("ANSWER_LOSSES", &self.maps.answers, &dns::loss::NAMES)
-    }
-}
-
-/// Each slot's name with its sum over CPUs.
-fn of_slots(
-    map: &'static str,
-    slots: &PerCpuArray<MapData, u64>,
-    names: &[&'static str],
-) -> Result<Vec<(&'static str, u64)>, DatapathError> {
-    let sum = |(slot, name): (u32, &&'static str)| {
-        let values = slots.get(&slot, 0).map_err(|source| DatapathError::Map { map, source })?;
-        Ok((*name, values.iter().sum()))
-    };
-    (0..).zip(names).map(sum).collect()
 }
 
 fn sum<'a>(values: impl Iterator<Item = &'a Counter>) -> Counter {
@@ -143,6 +190,28 @@ fn sum<'a>(values: impl Iterator<Item = &'a Counter>) -> Counter {
         bytes: sum.bytes + value.bytes,
     })
 }
+
+/// What the kernel tells of a pinned map, which has keys and values of this many bytes.
+fn shaped(
+    pins: &Path,
+    map: &'static str,
+    key: usize,
+    value: usize,
+) -> Result<MapInfo, DatapathError> {
+    let info = MapInfo::from_pin(pins.join(map));
+    let info = info.map_err(|source| DatapathError::Map { map, source })?;
+    for (field, found, expected) in
+        [("key size", info.key_size(), key), ("value size", info.value_size(), value)]
+    {
+        let (found, expected) = (u64::from(found), expected as u64);
+        if found != expected {
+            return Err(DatapathError::MapShape { map: map.to_owned(), field, found, expected });
+        }
+    }
+    Ok(info)
+}
+
+const PODS: &str = "COUNTERS";
 
 /// The event ring; one reader at a time.
 pub struct EventRing {
@@ -161,40 +230,6 @@ impl Iterator for EventRing {
     /// The next event that is there already; never waits.
     fn next(&mut self) -> Option<Self::Item> {
         self.ring.next().map(|sample| Event::read(&sample))
-    }
-}
-
-/// The ring of DNS answers; one reader at a time.
-pub struct AnswerRing {
-    ring: RingBuf<MapData>,
-}
-
-impl AnswerRing {
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
-        Ok(Self { ring: take(ebpf, "ANSWERS")? })
-    }
-
-    /// The ring together with a way to wait until it has something.
-    ///
-    /// # Errors
-    /// When the runtime cannot wait for it.
-    pub fn wait(self) -> std::io::Result<AsyncFd<Self>> {
-        super::sys::readable(self)
-    }
-
-    /// Gives the next answer that is there already to `read`; false where there is none. Never waits.
-    pub fn next(&mut self, read: impl FnOnce(Result<(dns::Head, &[u8]), dns::BadRecord>)) -> bool {
-        let Some(sample) = self.ring.next() else {
-            return false;
-        };
-        read(dns::read(&sample));
-        true
-    }
-}
-
-impl AsRawFd for AnswerRing {
-    fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Kubepods {
     /// Its directory.
     pub path: PathBuf,
     /// Its absolute level: what `bpf_get_current_ancestor_cgroup_id` counts, root 0.
-    pub level: u32,
+    pub level: u8,
 }
 
 /// Inode of the root of the cgroup v2 hierarchy, whose id is 1.
@@ -52,6 +52,15 @@ impl Kubepods {
     /// When `kubepods` itself cannot be read; a pod that vanishes meanwhile is skipped.
     pub fn pods(&self) -> Result<BTreeMap<String, u64>, IdentityError> {
         Ok(self.directories()?.into_iter().map(|(uid, cgroup, _)| (uid, cgroup)).collect())
+    }
+
+    /// Its cgroup id, which changes when the kubelet makes it anew.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn id(&self) -> Result<u64, IdentityError> {
+        let failed = |source| IdentityError::Cgroup { path: self.path.clone(), source };
+        Ok(fs::metadata(&self.path).map_err(failed)?.ino())
     }
 
     /// The pod this process runs in, if it does in one: no other lists this process's number,
@@ -123,7 +132,7 @@ fn mounted() -> Option<PathBuf> {
 ///
 /// The kernel counts from the real root. Inside a cgroup namespace the mounted root is not that
 /// one, and the walk would go on into the file system around it, where other roots have inode 1.
-fn level(path: &Path) -> Result<u32, IdentityError> {
+fn level(path: &Path) -> Result<u8, IdentityError> {
     let failed = |source| IdentityError::Cgroup { path: path.to_owned(), source };
     let path = fs::canonicalize(path).map_err(failed)?;
     let mut upward = Vec::new();
@@ -136,7 +145,7 @@ fn level(path: &Path) -> Result<u32, IdentityError> {
 }
 
 /// Steps from the first of these (device, inode) pairs up to the root of its own hierarchy.
-fn steps_to_root(upward: &[(u64, u64)]) -> Option<u32> {
+fn steps_to_root(upward: &[(u64, u64)]) -> Option<u8> {
     let (device, _) = upward.first()?;
     let hierarchy = upward.iter().take_while(|(other, _)| other == device);
     (0..).zip(hierarchy).find_map(|(level, (_, inode))| (*inode == ROOT_INODE).then_some(level))

@@ -31,10 +31,21 @@ use crate::supervise::Shutdown;
 /// When the kernel does not answer; a namespace that vanishes meanwhile is skipped.
 pub fn links() -> Result<Vec<Link>, IdentityError> {
     let mut ends = Vec::new();
-    for message in dump_links(None)? {
-        let mut end = End { ifindex: message.header.index, ..End::default() };
+    let messages = dump_links(None)?;
+    let names: BTreeMap<u32, &str> = messages.iter().filter_map(named).collect();
+    let own = dump_addresses(None)?;
+    for message in &messages {
+        let ifindex = message.header.index;
+        let carried = own.iter().filter(|address| address.header.index == ifindex);
+        let own_ips = routed(carried).into_iter().collect();
+        let pair = message.attributes.iter().any(is_pair);
+        let mut end = End { ifindex, pair, own_ips, ..End::default() };
         for attribute in &message.attributes {
             match attribute {
+                LinkAttribute::Controller(bridge) => {
+                    let name = names.get(bridge).copied().unwrap_or_default();
+                    end.bridge = Some((*bridge, name.to_owned()));
+                }
                 LinkAttribute::IfName(name) => end.name.clone_from(name),
                 LinkAttribute::LinkNetNsId(namespace) => end.namespace = Some(*namespace),
                 LinkAttribute::Link(index) => end.peer = *index,
@@ -58,6 +69,19 @@ pub fn links() -> Result<Vec<Link>, IdentityError> {
     Ok(pairs.collect())
 }
 
+fn named(message: &LinkMessage) -> Option<(u32, &str)> {
+    let name = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })?;
+    Some((message.header.index, name))
+}
+
+fn is_pair(attribute: &LinkAttribute) -> bool {
+    matches!(attribute, LinkAttribute::LinkInfo(infos)
+        if infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth | InfoKind::Netkit))))
+}
+
 fn is_dummy(attribute: &LinkAttribute) -> bool {
     matches!(attribute, LinkAttribute::LinkInfo(infos)
         if infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Dummy))))
@@ -70,6 +94,9 @@ struct End {
     name: String,
     namespace: Option<i32>,
     peer: u32,
+    pair: bool,
+    own_ips: Vec<IpAddr>,
+    bridge: Option<(u32, String)>,
 }
 
 impl End {
@@ -82,7 +109,8 @@ impl End {
         let carried = addresses.iter().filter(|message| message.header.index == self.peer);
         let ips = routed(carried).into_iter().collect();
         let netns = u32::try_from(self.namespace?).ok()?;
-        Some(Link { ifindex: self.ifindex, peer: self.peer, name: self.name, ips, mac, netns })
+        let Self { ifindex, name, peer, pair, own_ips, bridge, namespace: _ } = self;
+        Some(Link { ifindex, peer, name, ips, mac, netns, pair, own_ips, bridge })
     }
 }
 

@@ -90,7 +90,7 @@ const HOOK: Label = words("hook", hook_names);
 const MAP: Label = words("map", map_names);
 const STAGE: Label = words("stage", || {
     let kernel = loss::NAMES.into_iter().filter(|name| *name != "suppressed");
-    kernel.chain(LostEvents::NAMES).collect()
+    kernel.chain(LostEvents::NAMES).chain(["totals"]).collect()
 });
 const ANSWER: Label = words("result", all!(Outcome));
 const DNS_STAGE: Label =
@@ -231,6 +231,8 @@ catalogue! {
     "The agent" {
         LeaseAge = Gauge "egress_agent_lease_age_seconds" []
             "Age of the agent's last heartbeat.";
+        SeriesTruncated = Counter "egress_metrics_series_truncated_total" []
+            "Label sets of pods and workloads that found no room among this node's series and count as `_overflow`.";
         BuildInfo = Gauge "egress_build_info" [VERSION, SCHEMA]
             "1, with the agent's version and schema.";
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use egress_common::state::{Counter, CounterKey};
+use egress_common::state::Counter;
 use egress_common::{Reason, Verdict};
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
@@ -10,9 +10,10 @@ use prometheus::{Encoder, TextEncoder};
 use super::Metric;
 use super::family::{Family, number};
 use super::ledger::Ledger;
+use super::standing::standing;
 use super::traffic::traffic;
 use crate::agent::AgentState;
-use crate::datapath::{CounterReader, DatapathError};
+use crate::datapath::{DatapathError, Readings};
 use crate::events::LostEvents;
 use crate::names::Class;
 
@@ -30,38 +31,21 @@ pub(super) fn before_ready() -> Result<String, ScrapeError> {
     encode([build_info()])
 }
 
-/// What the kernel counted, at one moment.
-pub(super) struct Counted {
-    pub(super) pods: BTreeMap<CounterKey, Counter>,
-    pub(super) node: BTreeMap<(Verdict, Reason), Counter>,
-    pub(super) losses: Vec<(&'static str, u64)>,
-    pub(super) lost_answers: Vec<(&'static str, u64)>,
-}
-
-impl Counted {
-    /// Reads the pinned maps.
-    pub(super) fn read(reader: &CounterReader) -> Result<Self, DatapathError> {
-        Ok(Self {
-            pods: reader.counters()?,
-            node: reader.node()?,
-            losses: reader.losses()?,
-            lost_answers: reader.lost_answers()?,
-        })
-    }
-}
-
-/// Everything.
+/// Everything; `readings` are continued by the ledger, `kernel` says how full the pods' table is,
+/// `unreadable` how many ledgers were lost.
 pub(super) fn collect(
     state: &AgentState,
-    counted: &Counted,
-    ledger: &Ledger,
+    readings: &Readings,
+    kernel: (usize, u32),
+    ledger: &mut Ledger,
     lost: &LostEvents,
+    unreadable: u64,
 ) -> Result<String, ScrapeError> {
-    let mut families = traffic(state, ledger, &counted.pods);
-    families.extend(node(&counted.node));
-    families.extend(losses(&counted.losses, lost));
-    families.extend(names(state, &counted.lost_answers));
-    families.extend(super::standing::standing(state));
+    let mut families = traffic(state, ledger, &readings.pods);
+    families.extend(node(&readings.node));
+    families.extend(losses(&readings.losses, lost, unreadable));
+    families.extend(names(state));
+    families.extend(standing(state, kernel));
     families.push(build_info());
     encode(families)
 }
@@ -85,7 +69,7 @@ fn node(totals: &BTreeMap<(Verdict, Reason), Counter>) -> Vec<Family> {
     vec![drops, audits]
 }
 
-fn losses(kernel: &[(&'static str, u64)], lost: &LostEvents) -> Vec<Family> {
+fn losses(kernel: &[(&'static str, u64)], lost: &LostEvents, unreadable: u64) -> Vec<Family> {
     let mut events = Family::new(Metric::EventsLost);
     let mut suppressed = Family::new(Metric::EventsSuppressed);
     for (stage, count) in kernel {
@@ -98,18 +82,19 @@ fn losses(kernel: &[(&'static str, u64)], lost: &LostEvents) -> Vec<Family> {
     for (stage, count) in lost.counts() {
         events.add(&[stage], number(count));
     }
+    events.add(&["totals"], number(unreadable));
     vec![events, suppressed]
 }
 
 /// What DNS told the pods.
-fn names(state: &AgentState, kernel: &[(&'static str, u64)]) -> [Family; 4] {
+fn names(state: &AgentState) -> [Family; 4] {
     let counts = state.names.counts();
     let mut answers = Family::new(Metric::DnsAnswers);
     for (outcome, count) in counts.outcomes() {
         answers.add(&[outcome.name()], number(count));
     }
     let mut lost = Family::new(Metric::DnsLost);
-    for (stage, count) in kernel.iter().copied().chain(counts.losses()) {
+    for (stage, count) in counts.losses() {
         lost.add(&[stage], number(count));
     }
     let by_workload = |metric, class| {

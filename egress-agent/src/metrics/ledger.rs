@@ -3,21 +3,34 @@
 //!
 //! A workload's counter must not fall when one of its pods dies, and the kernel's table must not
 //! fill with dead pods. So names outlive their pods, and after [`GRACE`] a dead pod's counters
-//! move into its workload's sum here and leave the kernel. The sums live as long as the agent:
-//! after a restart the counters of pods that died before it start again, or count as
-//! [`UNKNOWN`] while the kernel still has them.
+//! move into its workload's sum here and leave the kernel. The ledger is kept in a file (see
+//! `kept`): a total that was told once is what the next agent goes on from.
+//!
+//! Invariant: what is told is the kernel's counters, plus what earlier tables held, less what is
+//! on its way out of the kernel, plus the sums. A move is written down before the kernel forgets,
+//! so that an agent killed anywhere in between counts nothing twice and loses nothing.
+
+mod kept;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use egress_common::key::PodId;
 use egress_common::state::{Counter, CounterKey, Direction};
 use egress_common::{Reason, Verdict};
 
+use super::admission::{Admission, Key};
 use crate::agent::AgentState;
+use crate::config::Granularity;
+use crate::datapath::Readings;
 use crate::policy::Coverage;
+pub use kept::forget;
+pub(super) use kept::{Found, Store};
 
 /// Namespace, workload and gateway of what has no name any more.
-const UNKNOWN: &str = "unknown";
+pub(super) const UNKNOWN: &str = "unknown";
 /// How long a dead pod's counters stay in the kernel, nanoseconds: late packets, and a registry
 /// that lost sight of a pod for a moment, change nothing.
 const GRACE: u64 = 300_000_000_000;
@@ -25,7 +38,7 @@ const GRACE: u64 = 300_000_000_000;
 /// their own: without an end their series would only ever grow.
 const QUIET: u64 = 3_600_000_000_000;
 
-/// Namespace and name of a workload.
+/// Namespace and name of a workload; without a name it is all of the namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Workload {
     pub(super) namespace: String,
@@ -34,8 +47,18 @@ pub(super) struct Workload {
 
 impl Workload {
     /// The workload of a pod.
-    pub(super) fn of(pod: &Coverage) -> Self {
-        Self { namespace: pod.pod.namespace.clone(), name: pod.workload.1.clone() }
+    pub(super) fn of(pod: &Coverage, by: Granularity) -> Self {
+        let workload = Self { namespace: pod.pod.namespace.clone(), name: pod.workload.1.clone() };
+        workload.by(by)
+    }
+
+    /// As it is told apart.
+    fn by(self, by: Granularity) -> Self {
+        match by {
+            Granularity::Pod | Granularity::Workload => self,
+            Granularity::Namespace if self.namespace == UNKNOWN => self,
+            Granularity::Namespace => Self { name: String::new(), ..self },
+        }
     }
 
     fn unknown() -> Self {
@@ -62,90 +85,217 @@ impl Words {
     }
 }
 
+/// A workload's counters toward one gateway (its number) with these words.
+pub(super) type SumKey = (Arc<Workload>, u32, Words);
 /// Counters of workloads by gateway.
-pub(super) type Sums = BTreeMap<(Workload, String, Words), Counter>;
+pub(super) type Sums = BTreeMap<SumKey, Counter>;
+/// The kernel's counters of pods.
+type Counters = BTreeMap<CounterKey, Counter>;
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Known {
-    workload: Workload,
+    workload: Arc<Workload>,
     /// Boot clock since when nobody knows the pod.
     gone: Option<u64>,
 }
 
+/// What a table of an earlier layout held.
+#[derive(Clone, Debug, PartialEq)]
+struct Earlier {
+    readings: Readings,
+    /// Nothing counts in it any more.
+    last: bool,
+}
+
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Ledger {
+    by: Granularity,
     pods: BTreeMap<PodId, Known>,
     gateways: BTreeMap<u32, String>,
     sums: Sums,
     /// Boot clock at which a workload last had a pod.
-    alive: BTreeMap<Workload, u64>,
+    alive: BTreeMap<Arc<Workload>, u64>,
+    /// Counters that are in the sums and may still be in the kernel.
+    settling: Counters,
+    /// What tables of earlier layouts held, by the kernel's number of them.
+    earlier: BTreeMap<u32, Earlier>,
+    /// Which series there are room for.
+    pub(super) admission: Admission,
+    /// Something differs from what was last written down.
+    changed: bool,
 }
 
 impl Ledger {
+    /// An empty one.
+    pub(super) fn new(by: Granularity, most_series: usize) -> Self {
+        Self { by, admission: Admission::new(most_series), ..Self::default() }
+    }
+
+    /// How pods are told apart.
+    pub(super) const fn by(&self) -> Granularity {
+        self.by
+    }
+
     /// Takes in the names of a state; `now` is the boot clock.
     pub(super) fn learn(&mut self, state: &AgentState, now: u64) {
         let mut live = BTreeSet::new();
         for pod in &state.desired.coverage {
             let id = PodId::of(&pod.uid);
             live.insert(id);
-            self.pods.insert(id, Known { workload: Workload::of(pod), gone: None });
+            let workload = Workload::of(pod, self.by);
+            let known = self.pods.get(&id);
+            if known.is_none_or(|known| *known.workload != workload || known.gone.is_some()) {
+                self.pods.insert(id, Known { workload: Arc::new(workload), gone: None });
+                self.changed = true;
+            }
         }
         // What the kernel still judges still counts, whether or not the registry names it.
         live.extend(state.tables.pods.values().map(|pod| pod.id));
         live.extend(state.tables.interfaces.values().map(|pod| pod.id));
         for (id, known) in &mut self.pods {
-            known.gone = if live.contains(id) { None } else { known.gone.or(Some(now)) };
+            let gone = if live.contains(id) { None } else { known.gone.or(Some(now)) };
+            self.changed |= known.gone != gone;
+            known.gone = gone;
         }
-        let gateways = state.desired.gateways.iter();
-        self.gateways.extend(gateways.map(|gateway| (gateway.id, gateway.name.to_string())));
+        for gateway in &state.desired.gateways {
+            self.gateways.entry(gateway.id).or_insert_with(|| {
+                self.changed = true;
+                gateway.name.to_string()
+            });
+        }
     }
 
-    /// Moves the counters of pods that are long gone into their workloads' sums and returns their
-    /// keys, which the kernel may forget.
-    pub(super) fn settle(
-        &mut self,
-        counters: &BTreeMap<CounterKey, Counter>,
-        now: u64,
-    ) -> Vec<CounterKey> {
-        let mut settled = Vec::new();
-        for (key, counter) in counters.iter().filter(|(key, _)| key.pod != PodId::UNKNOWN) {
-            // A pod that died before this agent came has no name; it gets its grace all the same.
-            let known = self
-                .pods
-                .entry(key.pod)
-                .or_insert_with(|| Known { workload: Workload::unknown(), gone: Some(now) });
-            if !ended(known, now) {
+    /// The counters of pods as they are told.
+    pub(super) fn told(&self, kernel: &Counters) -> Counters {
+        let mut told = kernel.clone();
+        for (key, settled) in &self.settling {
+            if let Some(counter) = told.get_mut(key) {
+                counter.connections = counter.connections.saturating_sub(settled.connections);
+                counter.packets = counter.packets.saturating_sub(settled.packets);
+                counter.bytes = counter.bytes.saturating_sub(settled.bytes);
+                if *counter == Counter::default() {
+                    told.remove(key);
+                }
+            }
+        }
+        for (key, counter) in self.earlier.values().flat_map(|earlier| &earlier.readings.pods) {
+            add(told.entry(*key).or_default(), counter);
+        }
+        told
+    }
+
+    /// Totals of the node and losses that tables of earlier layouts held are added to the kernel's.
+    pub(super) fn continued(&self, mut readings: Readings) -> Readings {
+        readings.pods = self.told(&readings.pods);
+        for Earlier { readings: earlier, .. } in self.earlier.values() {
+            for (words, counter) in &earlier.node {
+                add(readings.node.entry(*words).or_default(), counter);
+            }
+            for (stage, count) in &mut readings.losses {
+                let before = earlier.losses.iter().find(|(name, _)| name == stage);
+                *count += before.map_or(0, |(_, count)| *count);
+            }
+        }
+        readings
+    }
+
+    /// Takes over what a table of an earlier layout holds. The same table again replaces what was
+    /// taken over from it, until that was its last.
+    pub(super) fn carry(&mut self, table: u32, mut readings: Readings, last: bool) {
+        if self.earlier.get(&table).is_some_and(|earlier| earlier.last) {
+            return;
+        }
+        readings.pods.retain(|_, counter| *counter != Counter::default());
+        self.earlier.insert(table, Earlier { readings, last });
+        self.changed = true;
+    }
+
+    /// After a start: what the kernel forgot already, or counts anew, is not on its way out.
+    pub(super) fn reconcile(&mut self, kernel: &Counters) {
+        let before = self.settling.len();
+        self.settling.retain(|key, settled| {
+            kernel.get(key).is_some_and(|counter| {
+                counter.packets >= settled.packets && counter.connections >= settled.connections
+            })
+        });
+        self.changed |= self.settling.len() != before;
+    }
+
+    /// Moves the counters of pods that are long gone into their workloads' sums and returns the
+    /// keys the kernel is to forget once this is written down; [`forgotten`](Self::forgotten)
+    /// follows.
+    pub(super) fn settle(&mut self, kernel: &Counters, now: u64) -> Vec<CounterKey> {
+        for (key, counter) in self.told(kernel) {
+            if key.pod == PodId::UNKNOWN {
                 continue;
             }
-            let workload = known.workload.clone();
-            if let Some(words) = Words::of(key) {
-                let gateway = self.gateway(key.gateway.0).to_owned();
-                add(self.sums.entry((workload, gateway, words)).or_default(), counter);
+            // A pod that died before this agent came, and that no earlier one has written down,
+            // has no name; it gets its grace all the same.
+            let known = self.pods.entry(key.pod).or_insert_with(|| {
+                self.changed = true;
+                Known { workload: Arc::new(Workload::unknown()), gone: Some(now) }
+            });
+            if !ended(known, now) || counter == Counter::default() {
+                continue;
             }
-            settled.push(*key);
+            if let Some(words) = Words::of(&key) {
+                let workload = Arc::clone(&known.workload);
+                add(self.sums.entry((workload, key.gateway.0, words)).or_default(), &counter);
+                self.admission.settle(&Key::Pod(key), words, &counter);
+            }
+            if let Some(counter) = kernel.get(&key) {
+                self.settling.insert(key, *counter);
+            }
+            for earlier in self.earlier.values_mut() {
+                earlier.readings.pods.remove(&key);
+            }
+            self.changed = true;
         }
-        self.pods.retain(|_, known| !ended(known, now));
         for known in self.pods.values() {
-            self.alive.insert(known.workload.clone(), now);
+            self.alive.insert(Arc::clone(&known.workload), now);
         }
-        let alive = &mut self.alive;
-        alive.retain(|_, last| now.saturating_sub(*last) < QUIET);
-        let unknown = Workload::unknown();
-        self.sums
-            .retain(|(workload, _, _), _| *workload == unknown || alive.contains_key(workload));
-        settled
+        let known = self.pods.len();
+        self.pods.retain(|_, known| !ended(known, now));
+        self.changed |= self.pods.len() != known;
+        self.retire(now);
+        self.settling.keys().copied().collect()
     }
 
-    /// Everything by workload: the kernel's counters and the settled sums.
-    pub(super) fn workloads(&self, counters: &BTreeMap<CounterKey, Counter>) -> Sums {
+    /// Ends the sums of workloads that have had no pod for long.
+    fn retire(&mut self, now: u64) {
+        self.alive.retain(|_, last| now.saturating_sub(*last) < QUIET);
+        let (alive, admission) = (&self.alive, &mut self.admission);
+        let before = self.sums.len();
+        self.sums.retain(|key, counter| {
+            let stays = key.0.namespace == UNKNOWN || alive.contains_key(&key.0);
+            if !stays {
+                admission.settle(&Key::Workload(key.clone()), key.2, counter);
+            }
+            stays
+        });
+        self.changed |= self.sums.len() != before;
+    }
+
+    /// Gives series to what there is, as far as there is room.
+    pub(super) fn admit(&mut self, present: BTreeSet<Key>) {
+        self.changed |= self.admission.admit(present);
+    }
+
+    /// The kernel has forgotten what was settled.
+    pub(super) fn forgotten(&mut self) {
+        self.changed |= !self.settling.is_empty();
+        self.settling.clear();
+    }
+
+    /// Everything by workload: counters as they are told, and the settled sums.
+    pub(super) fn workloads(&self, told: &Counters) -> Sums {
         let mut sums = self.sums.clone();
-        for (key, counter) in counters {
+        let unknown = Arc::new(Workload::unknown());
+        for (key, counter) in told {
             let Some(words) = Words::of(key) else { continue };
-            let workload = self.pods.get(&key.pod).map(|known| known.workload.clone());
-            let workload = workload.unwrap_or_else(Workload::unknown);
-            let gateway = self.gateway(key.gateway.0).to_owned();
-            add(sums.entry((workload, gateway, words)).or_default(), counter);
+            let workload = self.pods.get(&key.pod).map_or(&unknown, |known| &known.workload);
+            add(sums.entry((Arc::clone(workload), key.gateway.0, words)).or_default(), counter);
         }
         sums
     }
@@ -154,7 +304,7 @@ impl Ledger {
     pub(super) fn gateway(&self, id: u32) -> &str {
         match id {
             0 => "",
-            id => self.gateways.get(&id).map_or(UNKNOWN, String::as_str),
+            id => self.gateways.get(&id).map_or(UNKNOWN, |name| name),
         }
     }
 }
@@ -168,84 +318,4 @@ pub(super) const fn add(sum: &mut Counter, counter: &Counter) {
     sum.connections += counter.connections;
     sum.packets += counter.packets;
     sum.bytes += counter.bytes;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::metrics::tests::{counters, state, without_pods};
-
-    fn packets(sums: &Sums) -> Vec<(String, u64)> {
-        let mut by_workload: BTreeMap<String, u64> = BTreeMap::new();
-        for ((workload, _, _), counter) in sums {
-            *by_workload.entry(workload.name.clone()).or_default() += counter.packets;
-        }
-        by_workload.into_iter().collect()
-    }
-
-    fn cart(packets: u64) -> Vec<(String, u64)> {
-        vec![("cart".to_owned(), packets)]
-    }
-
-    #[test]
-    fn a_workload_counts_on_through_the_death_of_its_pod() {
-        let mut ledger = Ledger::default();
-        let kernel = counters("uid-1", 7);
-        ledger.learn(&state(), 1);
-        assert_eq!(packets(&ledger.workloads(&kernel)), cart(7));
-        ledger.learn(&without_pods(), 2);
-        assert_eq!(packets(&ledger.workloads(&kernel)), cart(7), "gone, still in the kernel");
-        assert_eq!(ledger.settle(&kernel, GRACE), [], "not long enough");
-        let settled = ledger.settle(&kernel, 2 + GRACE);
-        assert_eq!(settled, kernel.keys().copied().collect::<Vec<_>>());
-        assert_eq!(packets(&ledger.workloads(&BTreeMap::new())), cart(7), "out of the kernel");
-        // Another pod of the same workload adds to it.
-        ledger.learn(&state(), 3 + GRACE);
-        assert_eq!(packets(&ledger.workloads(&counters("uid-1", 2))), cart(9));
-    }
-
-    #[test]
-    fn a_pod_the_kernel_still_judges_is_not_gone() {
-        let mut ledger = Ledger::default();
-        ledger.learn(&state(), 1);
-        let mut unnamed = without_pods();
-        unnamed.tables = std::sync::Arc::clone(&state().tables);
-        ledger.learn(&unnamed, 2);
-        assert_eq!(ledger.settle(&counters("uid-1", 7), 2 + GRACE), []);
-    }
-
-    #[test]
-    fn who_died_before_the_agent_came_is_unknown_and_leaves_after_its_grace() {
-        let mut ledger = Ledger::default();
-        let kernel = counters("uid-old", 5);
-        assert_eq!(ledger.settle(&kernel, 1), []);
-        assert_eq!(ledger.settle(&kernel, 1 + GRACE).len(), kernel.len());
-        let sums = ledger.workloads(&BTreeMap::new());
-        assert_eq!(packets(&sums), [("unknown".to_owned(), 5)]);
-    }
-
-    #[test]
-    fn counters_of_pods_not_learned_yet_stay_in_the_kernel() {
-        let mut ledger = Ledger::default();
-        let mut kernel = counters("uid-1", 5);
-        kernel = kernel
-            .into_iter()
-            .map(|(key, counter)| (CounterKey { pod: PodId::UNKNOWN, ..key }, counter))
-            .collect();
-        ledger.settle(&kernel, 1);
-        assert_eq!(ledger.settle(&kernel, 1 + GRACE), []);
-    }
-
-    #[test]
-    fn a_workload_without_pods_is_forgotten_in_the_end() {
-        let mut ledger = Ledger::default();
-        ledger.learn(&state(), 1);
-        ledger.learn(&without_pods(), 2);
-        ledger.settle(&BTreeMap::new(), 3);
-        ledger.settle(&counters("uid-1", 7), 2 + GRACE);
-        ledger.settle(&BTreeMap::new(), QUIET - 1);
-        assert_eq!(packets(&ledger.workloads(&BTreeMap::new())), cart(7));
-        ledger.settle(&BTreeMap::new(), 3 + QUIET);
-        assert_eq!(packets(&ledger.workloads(&BTreeMap::new())), []);
-    }
 }

@@ -11,13 +11,13 @@ use crate::agent::AgentState;
 use crate::clock::boot_clock;
 use crate::policy::{CoverageState, ProblemCode, RejectReason};
 
-/// Everything the state says.
-pub(super) fn standing(state: &AgentState) -> Vec<Family> {
+/// Everything the state says, and entries and room of the pods' counters.
+pub(super) fn standing(state: &AgentState, counters: (usize, u32)) -> Vec<Family> {
     let mut families = Vec::from(coverage(state));
     families.extend(exceptions(state));
     families.extend(gateways(state));
     families.extend(registry(state));
-    families.extend(kernel(state));
+    families.extend(kernel(state, counters));
     let mut lease = Family::new(Metric::LeaseAge);
     lease.add(&[], number(boot_clock().saturating_sub(state.beat)) / 1e9);
     families.push(lease);
@@ -96,7 +96,7 @@ fn registry(state: &AgentState) -> [Family; 4] {
     [connected, synced, problems, propagation]
 }
 
-fn kernel(state: &AgentState) -> [Family; 5] {
+fn kernel(state: &AgentState, counters: (usize, u32)) -> [Family; 5] {
     let mut attached = Family::new(Metric::ProgramAttached);
     let mut hooks: BTreeMap<&str, u64> = BTreeMap::new();
     for hook in state.hooks.iter() {
@@ -107,7 +107,8 @@ fn kernel(state: &AgentState) -> [Family; 5] {
     }
     let mut entries = Family::new(Metric::MapEntries);
     let mut capacity = Family::new(Metric::MapCapacity);
-    for (map, held, room) in state.usage.iter() {
+    let counters = ("COUNTERS", counters.0, counters.1 as usize);
+    for (map, held, room) in state.usage.iter().chain([&counters]) {
         entries.add(&[map], number(*held as u64));
         capacity.add(&[map], number(*room as u64));
     }

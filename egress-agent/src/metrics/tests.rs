@@ -4,13 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::key::{Addr, GatewayId, PodId, PolicyId};
 use egress_common::redirect::{RedirectKey, RedirectTo};
-use egress_common::state::{Capture, Counter, CounterKey, Direction, Pod};
+use egress_common::state::{Capture, Counter, CounterKey, Direction, Pod, loss};
 use egress_common::{Mode, Reason, Verdict};
 
-use super::collect::{Counted, before_ready, collect};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+
+use super::collect::{before_ready, collect};
+use super::health::{livez, readyz};
 use super::ledger::Ledger;
 use super::*;
-use crate::datapath::HookStatus;
+use crate::config::Granularity;
+use crate::datapath::{HookStatus, Readings};
 use crate::policy::{
     Coverage, CoverageState, Desired, GatewayState, ObjectName, Origin, RejectReason, Rejection,
     Snapshot,
@@ -100,12 +106,18 @@ pub(super) fn counters(uid: &str, packets: u64) -> BTreeMap<CounterKey, Counter>
 }
 
 fn exposition_of(state: &AgentState, pods: BTreeMap<CounterKey, Counter>) -> String {
-    let mut ledger = Ledger::default();
+    exposition(&mut Ledger::new(Granularity::Pod, 1000), state, pods)
+}
+
+fn exposition(
+    ledger: &mut Ledger,
+    state: &AgentState,
+    pods: BTreeMap<CounterKey, Counter>,
+) -> String {
     ledger.learn(state, 1);
-    let losses =
-        vec![("ring", 0), ("counter", 0), ("reply", 0), ("suppressed", 0), ("original", 0)];
-    let counted = Counted { pods, node: BTreeMap::new(), losses, lost_answers: Vec::new() };
-    collect(state, &counted, &ledger, &LostEvents::default()).unwrap()
+    let losses = loss::NAMES.map(|name| (name, 0)).to_vec();
+    let readings = ledger.continued(Readings { pods, node: BTreeMap::new(), losses });
+    collect(state, &readings, (3, 8192), ledger, &LostEvents::default(), 0).unwrap()
 }
 
 /// Samples as (name with labels, value).
@@ -234,6 +246,82 @@ fn no_label_set_appears_twice() {
     assert_eq!(value(unknown), Some("1"));
 }
 
+/// Sum of the samples that start so.
+fn sum(text: &str, start: &str) -> f64 {
+    let matching = samples(text).into_iter().filter(|(sample, _)| sample.starts_with(start));
+    matching.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
+}
+
+/// A node with this many pods, each of a workload of its own, and their counters.
+fn crowd(pods: std::ops::Range<usize>) -> (AgentState, BTreeMap<CounterKey, Counter>) {
+    let mut state = state();
+    let mut desired = (*state.desired).clone();
+    desired.coverage.clear();
+    let mut kernel = BTreeMap::new();
+    for index in pods {
+        let (uid, name) = (format!("uid-{index}"), format!("job-{index}"));
+        desired.coverage.push(pod(&uid, &name, &name));
+        kernel.extend(counters(&uid, 7));
+    }
+    state.desired = Arc::new(desired);
+    (state, kernel)
+}
+
+#[test]
+fn series_are_bounded_and_what_finds_no_room_counts_in_the_overflow() {
+    let mut ledger = Ledger::new(Granularity::Pod, 160);
+    let told = |text: &str| samples(text).iter().filter(|(name, _)| traffic(name)).count();
+    let totals = |text: &str| {
+        [sum(text, "egress_pod_packets_total"), sum(text, "egress_workload_packets_total")]
+    };
+    let (first, mut kernel) = crowd(0..8);
+    let text = exposition(&mut ledger, &first, kernel.clone());
+    let before = told(&text);
+    assert!(text.contains("egress_metrics_series_truncated_total 0\n"), "{text}");
+    assert_eq!(totals(&text), [56.0; 2]);
+
+    let (more, counted) = crowd(0..40);
+    kernel.extend(counted);
+    let text = exposition(&mut ledger, &more, kernel.clone());
+    // The overflow has a series for each word, of both levels.
+    assert!(told(&text) <= 160 + 2 * 8, "{before} {}", told(&text));
+    assert_eq!(totals(&text), [280.0; 2], "{text}");
+    assert!(text.contains("source_pod=\"job-3\""), "who was there keeps its series");
+    let overflow = "egress_pod_packets_total{source_namespace=\"_overflow\",source_workload=\"_overflow\",source_pod=\"_overflow\"";
+    let overflowing = sum(&text, overflow);
+    assert!(overflowing > 0.0 && !text.contains("truncated_total 0\n"), "{text}");
+
+    // Those with series go: there is room, and still nothing moves out of the overflow.
+    let (rest, _) = crowd(8..40);
+    let text = exposition(&mut ledger, &rest, kernel.clone());
+    assert_eq!(sum(&text, overflow), overflowing);
+    // Nor does the overflow fall when what counted in it ends.
+    let text = exposition(&mut ledger, &crowd(0..0).0, kernel.clone());
+    assert_eq!(sum(&text, overflow), overflowing);
+}
+
+fn traffic(series: &str) -> bool {
+    ["egress_pod_", "egress_workload_"].iter().any(|start| series.starts_with(start))
+}
+
+#[test]
+fn granularity_takes_labels_away_and_no_count() {
+    let (state, kernel) = crowd(0..5);
+    for (by, workloads) in
+        [(Granularity::Workload, 5), (Granularity::Namespace, 1), (Granularity::Pod, 5)]
+    {
+        let mut ledger = Ledger::new(by, 1000);
+        let text = exposition(&mut ledger, &state, kernel.clone());
+        assert_eq!(text.contains("\negress_pod_packets_total{"), by == Granularity::Pod);
+        let all = samples(&text);
+        let sent = "egress_workload_packets_total{source_namespace=\"shop\"";
+        let sent = all.iter().filter(|(name, _)| name.starts_with(sent));
+        let allowed = sent.filter(|(name, _)| name.contains("verdict=\"allow\""));
+        let values: Vec<f64> = allowed.map(|(_, value)| value.parse().unwrap()).collect();
+        assert_eq!((values.len(), values.iter().sum::<f64>()), (workloads, 35.0), "{by:?}");
+    }
+}
+
 #[test]
 fn a_redirected_connection_counts_as_one_and_not_as_another_connection() {
     let state = redirecting();
@@ -331,7 +419,7 @@ async fn status_of(response: Response) -> (StatusCode, String) {
 
 #[tokio::test]
 async fn probes_before_the_first_snapshot_are_alive_and_not_ready() {
-    let readiness = Readiness::new(watch::channel(Health::default()).1);
+    let readiness = Readiness::default();
     assert_eq!(status_of(livez(State(readiness.clone())).await).await.0, StatusCode::OK);
     let (status, why) = status_of(readyz(State(readiness)).await).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);

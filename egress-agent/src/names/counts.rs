@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use egress_common::dns;
+
 use super::finding::Class;
 use super::message::Outcome;
 
@@ -49,6 +51,8 @@ type ByWorkload = BTreeMap<Workload, Both>;
 pub struct Counts {
     outcomes: [AtomicU64; Outcome::ALL.len()],
     lost: [AtomicU64; Lost::NAMES.len()],
+    /// What the kernel lost, as last read.
+    kernel: [AtomicU64; dns::loss::NAMES.len()],
     /// Answers with a finding, by workload.
     findings: Mutex<ByWorkload>,
 }
@@ -89,10 +93,17 @@ impl Counts {
         Outcome::ALL.iter().copied().zip(self.outcomes.iter().map(count).collect::<Vec<_>>())
     }
 
-    /// What was lost in user space, by stage.
-    pub fn losses(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    /// What was lost, by stage: in the kernel, then in user space.
+    pub fn losses(&self) -> Vec<(&'static str, u64)> {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Lost::NAMES.into_iter().zip(self.lost.iter().map(count).collect::<Vec<_>>())
+        let kernel = dns::loss::NAMES.into_iter().zip(self.kernel.iter().map(count));
+        kernel.chain(Lost::NAMES.into_iter().zip(self.lost.iter().map(count))).collect()
+    }
+
+    pub(super) fn lost_in_kernel(&self, sums: &[u64]) {
+        for (counter, sum) in self.kernel.iter().zip(sums) {
+            counter.store(*sum, Ordering::Relaxed);
+        }
     }
 
     /// Answers with a finding of a kind, by workload.

@@ -239,7 +239,7 @@ fn pods_that_are_gone_and_bad_records_are_passed_over() {
     let bad = Err(BadRecord { len: 3 });
     let found = desk.reading.take(bad, &desk.view, &mut desk.book, &desk.counts);
     assert_eq!(found, Found::default());
-    assert_eq!(desk.counts.losses().next(), Some(("decode", 1)));
+    assert!(desk.counts.losses().contains(&("decode", 1)));
 }
 
 #[test]

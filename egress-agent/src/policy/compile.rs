@@ -21,6 +21,7 @@ mod ranges;
 mod redirect;
 mod select;
 mod shadow;
+mod stranger;
 mod uplink;
 
 use egress_common::Mode;
@@ -91,9 +92,10 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
         kubepods_level: node.kubepods_level,
         unknown_pod: node.unknown_pod.number(),
         guard: guard.number(),
-        pad: [0; 6],
+        pad: 0,
         mark_audit: node.mark.audit,
         mark_enforce: node.mark.enforce,
+        kubepods: node.kubepods,
     };
     desired.problems.sort();
     desired.problems.dedup();
@@ -196,6 +198,7 @@ fn pods<'a>(
         });
     }
     guard = guard.max(orphan::keep(facts, numbers, variants, node, desired));
+    stranger::add(facts, node, &mut desired.tables);
     if let Some(own) = &node.own {
         desired.tables.pods.entry(own.cgroup).or_insert_with(|| own.entry());
     }

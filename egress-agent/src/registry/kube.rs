@@ -26,6 +26,7 @@ mod demand;
 mod pace;
 pub(super) mod report;
 mod resource;
+pub(super) mod review;
 pub(super) mod role;
 mod stores;
 mod stream;
@@ -39,6 +40,7 @@ use demand::Watch;
 use pace::Pace;
 use report::Reporter;
 use resource::{Known, Served, discover};
+use review::Reviewer;
 use stores::{Input, Stores};
 use trouble::Trouble;
 
@@ -79,6 +81,11 @@ impl Cluster {
     /// Who writes to the same server.
     pub(super) fn reporter(&self) -> Reporter {
         Reporter::new(self.client.clone(), &self.node)
+    }
+
+    /// Who asks the same server about tokens.
+    pub(super) fn reviewer(&self) -> Reviewer {
+        Reviewer::new(self.client.clone())
     }
 
     /// Publishes a snapshot once everything that is asked for was listed, and another after every

@@ -42,7 +42,7 @@ fn advertises_another(who: &Subject, packet: &Packet) -> bool {
         && !claims
 }
 
-/// Line 4, for a governed pod.
+/// Line 4, for a pod that is governed or not learned.
 #[inline(always)]
 pub(super) fn foreign_source(who: &Subject, packet: &Packet) -> bool {
     match packet.hook {
@@ -54,7 +54,7 @@ pub(super) fn foreign_source(who: &Subject, packet: &Packet) -> bool {
         | Hook::WallIngress
         | Hook::UplinkEgress => false,
         // The wall meets pods whose address the registry does not know yet.
-        Hook::Wall if who.v4.is_unspecified() && who.v6.is_unspecified() => false,
+        Hook::Wall if who.is_unaddressed() => false,
         Hook::Wall => !who.owns(&packet.src),
         Hook::PodEgress => {
             packet.src_mac != who.mac

@@ -190,7 +190,7 @@ fn line_00_an_unlearned_pod_reaches_loopback_and_named_resolvers() {
     judged(&unknown(), &asks("127.0.0.53", 53), &table, 5, Reason::Local);
     judged(&unknown(), &asks("203.0.113.10", 443), &table, 0, Reason::UnknownPod);
     let fragment = shaped(Shape::Fragment, asks("10.0.0.10", 53));
-    judged(&unknown(), &fragment, &table, 0, Reason::UnknownPod);
+    judged(&unknown(), &fragment, &table, 3, Reason::Fragment);
     let over_lo = Packet { on_loopback: true, ..asks("203.0.113.10", 443) };
     judged(&unknown(), &over_lo, &table, 5, Reason::Local);
 }
@@ -213,7 +213,77 @@ fn line_00_an_unlearned_pod_answers_what_was_opened_from_outside() {
     let opening = Packet { tcp_flags: tcp::SYN, ..answer(6) };
     judged(&unknown, &opening, &table, 0, Reason::UnknownPod);
     judged(&unknown, &Packet { dst_port: 40002, ..answer(17) }, &table, 0, Reason::UnknownPod);
-    judged(&unknown, &shaped(Shape::Fragment, answer(17)), &table, 0, Reason::UnknownPod);
+    judged(&unknown, &shaped(Shape::Fragment, answer(17)), &table, 3, Reason::Fragment);
+    // Nor what another interface's pod was asked.
+    let other = Subject { pod: PodId::of_interface(7), ..unknown };
+    judged(&other, &answer(17), &table, 0, Reason::UnknownPod);
+}
+
+/// The tables of no policy, as the agent fills them: resolvers, and whom any pod may answer.
+fn of_no_policy() -> Table {
+    let mut table = Table::default();
+    let kinds = range::CLUSTER | range::INBOUND;
+    for (net, len) in [("10.0.0.0", 104), ("fd00::", 16)] {
+        table.ranges.push((PolicyId::NONE, addr(net), len, Range { kinds, exceptions: 0 }));
+    }
+    let resolver = Exact::plain(Target::Resolver);
+    table.exact.insert(ExactKey::new(PolicyId::NONE, addr("10.0.0.10"), 17, 53), resolver);
+    table
+}
+
+#[test]
+fn line_00_at_its_interface_an_unlearned_pod_comes_up_and_no_further() {
+    let table = of_no_policy();
+    let who = unknown();
+    let arp = shaped(Shape::Arp, Packet { arp_mac: MAC, ..packet(0, "10.0.1.1", 0) });
+    let asks = Packet { shape: Shape::Neighbour, ..packet(58, "ff02::1:ff00:1", 0) };
+    let discovery =
+        Packet { src: addr("0.0.0.0"), src_port: 68, ..packet(17, "255.255.255.255", 67) };
+    for exact in [arp, Packet { src: addr("0.0.0.0"), ..arp }] {
+        judged(&who, &exact, &table, 2, Reason::Local);
+    }
+    judged(&who, &Packet { src: addr(LINK_LOCAL), ..asks }, &table, 5, Reason::Local);
+    // Whether somebody in the cluster is still there.
+    let probe = Packet { dst: addr("fd00::1"), ..asks };
+    judged(&who, &probe, &table, 5, Reason::Local);
+    judged(&who, &discovery, &table, 5, Reason::Local);
+    judged(&who, &packet(17, "10.0.0.10", 53), &table, 8, Reason::Resolver);
+
+    let stranger = [6; 6];
+    for (forged, line, reason) in [
+        (Packet { arp_mac: stranger, ..arp }, 2, Reason::Malformed),
+        (Packet { src: addr("10.0.1.1"), ..arp }, 2, Reason::Malformed),
+        (Packet { src_mac: stranger, ..asks }, 4, Reason::SpoofedSource),
+        (Packet { target: addr("fd00::1"), ..asks }, 4, Reason::SpoofedSource),
+        (Packet { src_mac: stranger, ..discovery }, 4, Reason::SpoofedSource),
+        (Packet { dst_port: 68, ..discovery }, 4, Reason::SpoofedSource),
+        (Packet { dst: addr("203.0.113.10"), ..discovery }, 4, Reason::SpoofedSource),
+        (Packet { src: pod().v4, ..discovery }, 5, Reason::Protocol),
+        (shaped(Shape::Tagged, syn("203.0.113.10", 443)), 2, Reason::Ethertype),
+        (shaped(Shape::Ethertype, syn("203.0.113.10", 443)), 2, Reason::Ethertype),
+        (shaped(Shape::Malformed, syn("203.0.113.10", 443)), 3, Reason::Malformed),
+        (shaped(Shape::Fragment, syn("203.0.113.10", 443)), 3, Reason::Fragment),
+        (shaped(Shape::Fragment, packet(17, "10.0.0.10", 53)), 0, Reason::UnknownPod),
+        (Packet { src: addr("10.0.1.3"), ..syn("10.0.1.4", 80) }, 4, Reason::SpoofedSource),
+        (packet(17, "10.0.1.4", 4789), 6, Reason::Tunnel),
+        (packet(17, "10.0.0.10", 853), 0, Reason::UnknownPod),
+        (syn("10.0.1.4", 80), 0, Reason::UnknownPod),
+        (syn("203.0.113.10", 443), 0, Reason::UnknownPod),
+        (packet(132, "203.0.113.10", 0), 0, Reason::UnknownPod),
+    ] {
+        judged(&who, &forged, &table, line, reason);
+    }
+}
+
+#[test]
+fn line_00_without_an_address_an_unlearned_pod_has_no_packet_of_its_own() {
+    let moved = Subject { v4: Addr::UNSPECIFIED, v6: Addr::UNSPECIFIED, ..unknown() };
+    let table = of_no_policy();
+    for sent in [syn("203.0.113.10", 443), packet(17, "10.0.0.10", 53)] {
+        judged(&moved, &sent, &table, 4, Reason::SpoofedSource);
+    }
+    // The wall knows no interface.
+    judged(&moved, &at(Hook::Wall, packet(17, "10.0.0.10", 53)), &table, 8, Reason::Resolver);
 }
 
 #[test]
@@ -582,10 +652,11 @@ fn line_06_not_even_an_answer_is_a_tunnel_or_a_hidden_way_out() {
     ruled(&answer("10.0.1.4", 51820), &table, 7, Reason::Reply);
     ruled(&Packet { src_port: 81, ..answer("10.0.1.4", 51820) }, &table, 6, Reason::Tunnel);
     ruled(&answer("10.0.0.50", 443), &table, 6, Reason::HiddenExternal);
+    let mut table = of_no_policy();
     table.open(PodId::UNKNOWN, "10.0.9.1", 8472, 80, 17);
     let unknown = Subject { pod: PodId::UNKNOWN, ..unknown() };
     let forged = at(Hook::Wall, answer("10.0.9.1", 8472));
-    judged(&unknown, &forged, &table, 0, Reason::UnknownPod);
+    judged(&unknown, &forged, &table, 6, Reason::Tunnel);
 }
 
 #[test]

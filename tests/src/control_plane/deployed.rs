@@ -52,7 +52,50 @@ impl ControlPlane {
             "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
             "spec": {"boundObjectRef": bound},
         });
-        let token = self.cluster.create_subresource(&reference, "token", &request)?;
+        self.request_token(&reference, &request)
+    }
+
+    /// A service account in the agents' namespace with these rules, bound in the whole cluster; its
+    /// token.
+    ///
+    /// # Errors
+    /// When an object is refused.
+    pub fn account(&self, name: &str, rules: Value) -> Result<String> {
+        let rbac = "rbac.authorization.k8s.io";
+        let version = format!("{rbac}/v1");
+        let metadata = json!({"name": name, "namespace": NAMESPACE});
+        let subject = json!({"kind": "ServiceAccount", "name": name, "namespace": NAMESPACE});
+        self.cluster.apply_all(&[
+            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}),
+            json!({
+                "apiVersion": version, "kind": "ClusterRole", "metadata": {"name": name},
+                "rules": rules,
+            }),
+            json!({
+                "apiVersion": version, "kind": "ClusterRoleBinding", "metadata": {"name": name},
+                "subjects": [subject],
+                "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": name},
+            }),
+        ])?;
+        self.token(name, &[])
+    }
+
+    /// A token of a service account in the agents' namespace for these audiences; for the API
+    /// server where there are none.
+    ///
+    /// # Errors
+    /// When there is no such account.
+    pub fn token(&self, name: &str, audiences: &[&str]) -> Result<String> {
+        let reference = Reference::new("v1", "ServiceAccount", NAMESPACE, name);
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": {"audiences": audiences},
+        });
+        self.request_token(&reference, &request)
+    }
+
+    fn request_token(&self, account: &Reference, request: &Value) -> Result<String> {
+        let token = self.cluster.create_subresource(account, "token", request)?;
         Ok(token["status"]["token"].as_str().context("a token")?.to_owned())
     }
 }

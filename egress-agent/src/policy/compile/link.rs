@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::key::PodId;
 
+use super::stranger::is_stranger;
 use crate::policy::{Link, NodeState, Pod};
 
 /// The interfaces of each pod, by UID; the one that carries its address first.
@@ -30,7 +31,8 @@ pub(super) fn owners<'a>(
     }
     let mut orphaned = BTreeSet::new();
     for link in &node.links {
-        match node.held.interfaces.get(&link.ifindex).map(|held| by_id.get(&held.id)) {
+        let held = node.held.interfaces.get(&link.ifindex).filter(|held| !is_stranger(held));
+        match held.map(|held| by_id.get(&held.id)) {
             Some(Some(pod)) => {
                 owned.insert(link.ifindex, *pod);
             }

@@ -18,6 +18,7 @@ use egress_common::state::{Capture, Pod as KernelPod};
 use super::bounded;
 use super::facts::Facts;
 use super::identity::{Numbers, Variant, Variants};
+use super::stranger::is_stranger;
 use crate::policy::{Coverage, CoverageState, Desired, Link, NodeState, ObjectName};
 
 /// What is left of a pod.
@@ -68,6 +69,7 @@ fn orphans<'a>(node: &'a NodeState, desired: &Desired) -> BTreeMap<PodId, Orphan
     let mut orphans: BTreeMap<PodId, Orphan<'a>> = BTreeMap::new();
     for link in &node.links {
         if let Some(entry) = node.held.interfaces.get(&link.ifindex)
+            && !is_stranger(entry)
             && !desired.tables.interfaces.contains_key(&link.ifindex)
         {
             orphans.entry(entry.id).or_default().links.push((link, *entry));

@@ -50,7 +50,7 @@ pub(super) fn add(
     enter(id, &prefixes, node, desired);
 }
 
-/// Pods nobody knows yet may answer what any pod may answer.
+/// Pods nobody knows yet may answer what any pod may answer, and look for neighbours in the cluster.
 pub(super) fn add_remotes_of_unknown_pods(
     facts: &Facts<'_>,
     node: &NodeState,
@@ -58,7 +58,10 @@ pub(super) fn add_remotes_of_unknown_pods(
 ) {
     let mut prefixes = Prefixes(BTreeMap::new());
     for net in facts.auto_ranges() {
-        prefixes.mark(*net, range::INBOUND, &configured("cluster ranges"));
+        prefixes.mark(*net, range::CLUSTER | range::INBOUND, &configured("cluster ranges"));
+    }
+    for net in &facts.nodes {
+        prefixes.mark(*net, range::NODE, &configured("node addresses"));
     }
     prefixes.mark_remotes(facts);
     prefixes.bar_services(facts);

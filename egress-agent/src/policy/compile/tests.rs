@@ -16,3 +16,4 @@ mod redirect;
 mod refusals;
 mod selection;
 mod shadows;
+mod strangers;

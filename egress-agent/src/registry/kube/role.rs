@@ -9,10 +9,14 @@ use serde_json::{Value, json};
 use super::demand::standing;
 use super::report::{LEASE, LEASE_VERBS, NAMESPACE, NODE_VERBS};
 use super::resource::resource;
+use super::review;
 use crate::registry::object::{Kind, OWN_GROUP};
 
 /// Name of the account, of its roles and of their bindings.
 const NAME: &str = "egress-agent";
+/// Name of the role that asks about tokens, and of the one for those who read metrics.
+const METRICS: &str = "egress-agent-metrics-authentication";
+const READER: &str = "egress-metrics-reader";
 const RBAC: &str = "rbac.authorization.k8s.io";
 
 /// The account, its roles and their bindings.
@@ -25,6 +29,16 @@ pub(in crate::registry) fn objects() -> Vec<Value> {
     for (namespace, kinds) in confined() {
         objects.extend(role(Some(&namespace), &watch_rules(kinds.into_iter())));
     }
+    objects
+}
+
+/// What asking about tokens takes: a role of its own, bound to the account; and one that whoever
+/// scrapes can be bound to.
+pub(in crate::registry) fn metrics_authentication() -> Vec<Value> {
+    let [asks, reads] = review::rules();
+    let mut objects = Vec::from(named_role(METRICS, None, &asks));
+    let [reader, _] = named_role(READER, None, &reads);
+    objects.push(reader);
     objects
 }
 
@@ -79,7 +93,11 @@ fn lease_rules() -> Vec<Value> {
 
 /// A role of a namespace, or of the cluster, and its binding to the account.
 fn role(namespace: Option<&str>, rules: &[Value]) -> [Value; 2] {
-    let mut metadata = json!({ "name": NAME });
+    named_role(NAME, namespace, rules)
+}
+
+fn named_role(name: &str, namespace: Option<&str>, rules: &[Value]) -> [Value; 2] {
+    let mut metadata = json!({ "name": name });
     let kind = if namespace.is_some() { "Role" } else { "ClusterRole" };
     if let Some(namespace) = namespace {
         metadata["namespace"] = namespace.into();
@@ -91,7 +109,7 @@ fn role(namespace: Option<&str>, rules: &[Value]) -> [Value; 2] {
             "apiVersion": version,
             "kind": format!("{kind}Binding"),
             "metadata": metadata,
-            "roleRef": { "apiGroup": RBAC, "kind": kind, "name": NAME },
+            "roleRef": { "apiGroup": RBAC, "kind": kind, "name": name },
             "subjects": [{ "kind": "ServiceAccount", "name": NAME, "namespace": NAMESPACE }],
         }),
     ]
@@ -129,7 +147,7 @@ mod tests {
 
     #[test]
     fn nothing_is_granted_that_could_read_secrets_or_widen_a_policy() {
-        for object in objects() {
+        for object in objects().into_iter().chain(metrics_authentication()) {
             for rule in object["rules"].as_array().into_iter().flatten() {
                 let text = rule.to_string();
                 for word in ["secrets", "*", "delete", "exec", "impersonate", "escalate"] {

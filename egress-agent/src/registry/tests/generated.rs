@@ -2,7 +2,7 @@
 
 use super::reference;
 use crate::generated::{same, same_reference};
-use crate::registry::{crd, rights};
+use crate::registry::{crd, metrics_rights, rights};
 
 #[test]
 fn the_definitions_in_deploy_are_those_of_the_code() {
@@ -18,6 +18,8 @@ fn the_rights_in_deploy_are_those_of_the_code() {
     let text = crd::yaml(&rights()).unwrap();
     let head = head("egress-agent/src/registry/kube/role.rs");
     same("deploy/rbac.yaml", &format!("{head}{text}"));
+    let text = crd::yaml(&metrics_rights()).unwrap();
+    same("deploy/metrics-authentication.yaml", &format!("{head}{text}"));
 }
 
 #[test]

@@ -265,6 +265,9 @@ impl World {
             ips: ips.to_vec(),
             mac: MAC,
             netns: ifindex,
+            pair: true,
+            own_ips: Vec::new(),
+            bridge: None,
         });
     }
 
