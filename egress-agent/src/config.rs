@@ -354,7 +354,11 @@ impl File {
             enabled: *enabled,
             learning: read("learning", learning, Duration::from_secs(24 * 3600))?,
             grace: read("grace", grace, Duration::from_secs(300))?,
-            internal_domains: internal_domains.iter().enumerate().map(domain).collect::<Result<_, _>>()?,
+            internal_domains: internal_domains
+                .iter()
+                .enumerate()
+                .map(domain)
+                .collect::<Result<_, _>>()?,
             internal_ranges: internal_ranges.clone(),
         })
     }
@@ -506,7 +510,8 @@ mod tests {
         assert!(default.enabled && default.internal_domains == ["cluster.local"]);
         assert_eq!((default.learning.as_secs(), default.grace.as_secs()), (86_400, 300));
         let given =
-            names("names: {enabled: false, learning: \"0\", internalDomains: [.Corp.Example.]}").unwrap();
+            names("names: {enabled: false, learning: \"0\", internalDomains: [.Corp.Example.]}")
+                .unwrap();
         assert!(!given.enabled && given.learning.is_zero());
         assert_eq!(given.internal_domains, ["corp.example"]);
         for (text, expected) in [

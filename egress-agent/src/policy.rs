@@ -21,20 +21,20 @@ pub mod desired;
 pub mod explain;
 pub mod mesh;
 pub mod registered;
-pub mod resolved;
 pub mod rejection;
+pub mod resolved;
 pub mod snapshot;
 pub mod tables;
 pub mod well_known;
 
 pub use desired::{Coverage, CoverageState, Desired, GatewayEndpoint, GatewayState, Narrowed};
 pub use rejection::{RejectReason, Rejection, RejectionCount};
+pub use resolved::Resolved;
 pub use snapshot::{
     ConnectionRate, Declaration, EgressException, EgressPolicy, ExactAddress, GatewayRef,
     GatewayTarget, Node, Pod, RedirectPort, Selector, Service, ServicePort, Slice, SliceEndpoint,
     Snapshot,
 };
-pub use resolved::Resolved;
 pub use tables::Tables;
 
 /// Namespace and name of a namespaced object.

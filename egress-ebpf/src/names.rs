@@ -102,13 +102,7 @@ fn payload(bytes: &Copied, packet: &Packet, at: usize) -> Option<(u32, u32, u32)
 /// Puts the head and as much of the payload as there is room for into the ring. The head is written
 /// where it lies: the stack is small.
 #[inline(always)]
-fn send<const ROOM: usize>(
-    skb: *mut __sk_buff,
-    pod: &Pod,
-    packet: &Packet,
-    part: &Part,
-    now: u64,
-) {
+fn send<const ROOM: usize>(skb: *mut __sk_buff, pod: &Pod, packet: &Packet, part: &Part, now: u64) {
     let Some(mut entry) = ANSWERS.reserve::<Record<ROOM>>(0) else {
         return lost(loss::RING);
     };

@@ -75,9 +75,11 @@ impl Resolver {
     }
 
     fn until_read(&self, before: usize) -> Result<()> {
-        wait_until("dnsmasq reads its hosts", Duration::from_secs(5), || {
-            Ok(self.reads()? > before)
-        })
+        wait_until(
+            "dnsmasq reads its hosts",
+            Duration::from_secs(5),
+            || Ok(self.reads()? > before),
+        )
         .with_context(|| fs::read_to_string(&self.log).unwrap_or_default())?;
         Ok(())
     }

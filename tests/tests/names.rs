@@ -170,7 +170,8 @@ fn a_pod_cannot_answer_in_the_resolvers_name() -> Result<()> {
     let lab = named.lab();
     // A packet socket of the ledger, with the resolver's address: an answer to the cart.
     let before = named.scenario.samples()?;
-    let mut arguments = lab.by_hand("packet", &lab.ledger, to(lab.cart.address().v4, 40000).parse()?);
+    let mut arguments =
+        lab.by_hand("packet", &lab.ledger, to(lab.cart.address().v4, 40000).parse()?);
     for argument in &mut arguments {
         if argument.starts_with("--source=") {
             *argument = format!("--source={}", pod(DNS.host).v4);
@@ -191,7 +192,8 @@ fn a_limited_gateway_goes_only_where_dns_sent_it() -> Result<()> {
     let named = Named::new("enforce")?;
     let lab = named.lab();
     let gateway = &lab.gateway;
-    let out = |ip: IpAddr| lab.attempt(&gateway.place(), &["tcp", &to(ip, 9000), "--patience=2500"]);
+    let out =
+        |ip: IpAddr| lab.attempt(&gateway.place(), &["tcp", &to(ip, 9000), "--patience=2500"]);
     let shut = |ip: IpAddr| -> Result<bool> {
         Ok(!lab.attempt(&gateway.place(), &["tcp", &to(ip, 9000), "--patience=300"])?.ok)
     };
@@ -218,10 +220,13 @@ fn a_limited_gateway_goes_only_where_dns_sent_it() -> Result<()> {
     }
     assert!(shut(ELSEWHERE.v4.into())?);
     // What leads inside is never opened, nor what no ServiceEntry names.
-    named.resolver.hosts(lab, &[
-        (STRIPE_HOST, &[IpAddr::V4(NODE.v4), IpAddr::V4(STRIPE.v4)]),
-        ("other.example", &[IpAddr::V4(ELSEWHERE.v4)]),
-    ])?;
+    named.resolver.hosts(
+        lab,
+        &[
+            (STRIPE_HOST, &[IpAddr::V4(NODE.v4), IpAddr::V4(STRIPE.v4)]),
+            ("other.example", &[IpAddr::V4(ELSEWHERE.v4)]),
+        ],
+    )?;
     resolve(&named, gateway, STRIPE_HOST, "tcp4")?;
     resolve(&named, gateway, "other.example", "udp6")?;
     named.told(&["REBINDING", "istio-egressgateway", "api.stripe.com is 172.31.0.2"])?;
@@ -231,13 +236,13 @@ fn a_limited_gateway_goes_only_where_dns_sent_it() -> Result<()> {
     command.args(["hold", &to(STRIPE.v4, 9000), "--milliseconds", "12000"]);
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
     let mut held = Process::start(command, "probe hold")?;
-    wait_until("the address has expired", Duration::from_secs(11), || {
-        shut(STRIPE.v4.into())
-    })?;
+    wait_until("the address has expired", Duration::from_secs(11), || shut(STRIPE.v4.into()))?;
     let (status, text) = held.output(Duration::from_secs(20))?;
     ensure!(status.success() && text.contains("\"ok\":true"), "what was open was cut off: {text}");
     // In mode audit the same is only told.
-    named.scenario.change_policy("gatewayEgress: {mode: enforce}", "gatewayEgress: {mode: audit}")?;
+    named
+        .scenario
+        .change_policy("gatewayEgress: {mode: enforce}", "gatewayEgress: {mode: audit}")?;
     assert!(out(ELSEWHERE.v4.into())?.ok);
     named.told(&["AUDIT", "istio-egressgateway", &ELSEWHERE.v4.to_string(), "unresolved"])?;
     Ok(())

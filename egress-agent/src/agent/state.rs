@@ -7,10 +7,10 @@ use egress_common::Mode;
 
 use super::Propagation;
 use crate::datapath::HookStatus;
+use crate::names::Names;
 use crate::policy::{
     Desired, Origin, Problem, ProblemCode, Rejection, RejectionCount, Snapshot, Tables,
 };
-use crate::names::Names;
 use crate::registry::Health;
 
 /// What everything that reports reads: one immutable value per change.

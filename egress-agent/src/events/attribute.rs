@@ -63,8 +63,7 @@ pub(super) fn attribute(report: &Report, state: &AgentState, sequence: u64) -> N
     });
     let dst = event.dst.ip();
     let host = state.names.host(event.pod, dst);
-    let destination =
-        Destination { host: host.as_deref(), ip: Some(dst), port: event.dst_port };
+    let destination = Destination { host: host.as_deref(), ip: Some(dst), port: event.dst_port };
     let outside = Reason::from_number(event.reason).is_some_and(is_outside);
     let classified = coverage.filter(|_| outside).map(|coverage| {
         classify(&state.snapshot, &Client::of(&state.snapshot, coverage), &destination)

@@ -108,7 +108,9 @@ impl History {
     /// When there is something that cannot be read.
     pub(super) fn load(path: &Path) -> std::io::Result<Self> {
         match std::fs::metadata(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
             Err(error) => return Err(error),
             Ok(metadata) if metadata.len() > LARGEST => {
                 return Err(std::io::Error::other("larger than any history"));

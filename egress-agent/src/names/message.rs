@@ -185,7 +185,9 @@ fn record(reader: &mut Reader<'_>, message: &[u8]) -> Option<Record> {
     let at = reader.at();
     let data = reader.bytes(length)?;
     let data = match (class, kind) {
-        (INTERNET, A) => Data::Addresses(vec![Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?).into()]),
+        (INTERNET, A) => {
+            Data::Addresses(vec![Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?).into()])
+        }
         (INTERNET, AAAA) => {
             let ip = Ipv6Addr::from(<[u8; 16]>::try_from(data).ok()?);
             Data::Addresses(vec![IpAddr::V6(ip).to_canonical()])

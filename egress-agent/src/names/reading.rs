@@ -140,10 +140,9 @@ impl Reading {
             let place = view.places.of_address(address.ip);
             let kind = match (place, registration) {
                 (Some(place), _) => Some(Kind::Rebinding(place)),
-                (None, Some(registration)) => self
-                    .history
-                    .judge(registration, address.ip, now, learning)
-                    .map(Kind::Drift),
+                (None, Some(registration)) => {
+                    self.history.judge(registration, address.ip, now, learning).map(Kind::Drift)
+                }
                 (None, None) => None,
             };
             if let Some(kind) = kind {

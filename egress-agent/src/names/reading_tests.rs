@@ -146,7 +146,10 @@ fn a_name_of_the_outside_that_leads_inside_is_told_once_and_counted_every_time()
         let found = desk.answer("evil.example", &["198.51.100.1", address]);
         assert_eq!(kinds(&found), [("rebinding", place)], "{address}");
         let Finding { host, ip: told, pod, .. } = &found.findings[0];
-        assert_eq!((host.as_str(), *told, &pod.name), ("evil.example", ip(address), &name("shop/web")));
+        assert_eq!(
+            (host.as_str(), *told, &pod.name),
+            ("evil.example", ip(address), &name("shop/web"))
+        );
         assert_eq!(kinds(&desk.answer("evil.example", &[address])), []);
     }
     let counted = desk.counts.findings(Class::Rebinding);

@@ -33,8 +33,11 @@ impl Registered {
     /// Of a snapshot.
     pub fn of(snapshot: &Snapshot) -> Self {
         let mut found = Self::default();
-        let mut outside: Vec<&Declaration> =
-            snapshot.declarations.iter().filter(|one| one.location == Location::MeshExternal).collect();
+        let mut outside: Vec<&Declaration> = snapshot
+            .declarations
+            .iter()
+            .filter(|one| one.location == Location::MeshExternal)
+            .collect();
         outside.sort_by_key(|declaration| &declaration.name);
         for declaration in outside {
             for host in declaration.hosts.iter().chain(&declaration.endpoint_hosts) {

@@ -213,6 +213,9 @@ mod tests {
         assert!(resolved.admit(POLICY, ip(5000), "*", &ports(&[443]), 1000).is_ok());
         assert!(!resolved.held.contains_key(&(POLICY, ip(7))));
         let many: Vec<u16> = (1..=100).collect();
-        assert_eq!(resolved.admit(POLICY, ip(1), "*", &ports(&many), 1000).unwrap().len(), MOST_PORTS);
+        assert_eq!(
+            resolved.admit(POLICY, ip(1), "*", &ports(&many), 1000).unwrap().len(),
+            MOST_PORTS
+        );
     }
 }

@@ -110,7 +110,9 @@ pub(super) fn declaration(
     let of_endpoints = spec.endpoints.iter().flat_map(|endpoint| endpoint.ports.values().copied());
     let address = |endpoint: &Endpoint| endpoint.address.parse::<IpAddr>();
     let named = |endpoint: &&Endpoint| {
-        address(endpoint).is_err() && !endpoint.address.is_empty() && !endpoint.address.contains('/')
+        address(endpoint).is_err()
+            && !endpoint.address.is_empty()
+            && !endpoint.address.contains('/')
     };
     Ok(Declaration {
         name: name.clone(),

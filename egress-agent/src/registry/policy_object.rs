@@ -15,9 +15,9 @@ use super::field::{AutoOr, FieldErrors, address, typed};
 use super::moment;
 use super::object::{Metadata, OWN_GROUP};
 use super::policy_spec::{
-    AddressSpec, DenyResponseText, DestinationSpec, ExceptionSpec, GatewaySpec, InfrastructureSpec,
-    GatewayEgressSpec, OnAgentLossText, PolicySpec, RateLimitSpec, RateSpec, RedirectSpec, SelectorSpec,
-    Whole,
+    AddressSpec, DenyResponseText, DestinationSpec, ExceptionSpec, GatewayEgressSpec, GatewaySpec,
+    InfrastructureSpec, OnAgentLossText, PolicySpec, RateLimitSpec, RateSpec, RedirectSpec,
+    SelectorSpec, Whole,
 };
 use super::range::{self, Use};
 use crate::policy::{
@@ -114,7 +114,8 @@ pub(super) fn policy(
             Mode::Off
         }
         Some(_) => {
-            errors.push("spec.gatewayEgress", "needs a gateway to limit: name one in spec.gateways");
+            errors
+                .push("spec.gatewayEgress", "needs a gateway to limit: name one in spec.gateways");
             Mode::Off
         }
     };

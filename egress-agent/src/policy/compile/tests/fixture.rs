@@ -71,11 +71,7 @@ pub(crate) fn pod(full: &str, ips: &[&str]) -> Pod {
 }
 
 /// A Service with ports as (name, port), TCP.
-pub(crate) fn service(
-    full: &str,
-    cluster_ips: &[&str],
-    ports: &[(&str, u16)],
-) -> Service {
+pub(crate) fn service(full: &str, cluster_ips: &[&str], ports: &[(&str, u16)]) -> Service {
     Service {
         name: name(full),
         labels: BTreeMap::new(),
@@ -99,12 +95,7 @@ fn service_ports(ports: &[(&str, u16)]) -> Vec<ServicePort> {
 }
 
 /// A slice of a Service, serving, without target references.
-pub(crate) fn slice(
-    full: &str,
-    service: &str,
-    ips: &[&str],
-    ports: &[(&str, u16)],
-) -> Slice {
+pub(crate) fn slice(full: &str, service: &str, ips: &[&str], ports: &[(&str, u16)]) -> Slice {
     let endpoint =
         |text: &&str| SliceEndpoint { addresses: vec![ip(text)], serving: true, pod_uid: None };
     Slice {
@@ -347,13 +338,7 @@ pub(crate) fn tables_of(desired: &Desired, uid: &str) -> PolicyId {
 }
 
 /// What the boundary says to a pod's first packet.
-pub(crate) fn ask(
-    desired: &Desired,
-    uid: &str,
-    dst: &str,
-    protocol: u8,
-    port: u16,
-) -> Reason {
+pub(crate) fn ask(desired: &Desired, uid: &str, dst: &str, protocol: u8, port: u16) -> Reason {
     ask_at(desired, uid, dst, protocol, port, 1)
 }
 
