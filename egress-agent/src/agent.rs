@@ -58,6 +58,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         bpffs: arguments.datapath.bpffs.clone(),
         kernel_log: arguments.kernel_log,
         capacity: arguments.table_size,
+        attach: file.datapath.attach,
     };
     preflight(&options, arguments, mark)?;
     let _pins = Lock::take_pins(&options.bpffs)?;

@@ -3,6 +3,8 @@
 //! Unknown keys are refused with their line and column: a misspelt limit must not pass for one
 //! that is in force. Flags and environment variables override the file.
 
+mod datapath;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,6 +16,7 @@ use serde::Deserialize;
 use crate::names::Settings;
 use crate::policy::{ClusterConfig, Mark};
 use crate::registry::allowed_range;
+pub use datapath::Datapath;
 
 /// The file, every key optional.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -31,6 +34,8 @@ pub struct File {
     pub lease: Option<String>,
     /// Facts of the cluster.
     pub cluster: Cluster,
+    /// How the programs get to where they judge.
+    pub datapath: Datapath,
     /// Where Service addresses are judged after their translation.
     pub uplink: Uplink,
     /// Metrics: where, to whom, and how fine.

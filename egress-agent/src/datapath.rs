@@ -44,6 +44,21 @@ pub struct Options {
     pub kernel_log: bool,
     /// Overrides the size of the exact, address, range and redirect tables, entries.
     pub capacity: Option<u32>,
+    /// How programs are put at interfaces.
+    pub attach: Way,
+}
+
+/// How programs are put at interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Way {
+    /// By tcx where the kernel has it (Linux 6.6), else by clsact.
+    #[default]
+    Auto,
+    /// By tcx, and not at all where the kernel has none.
+    Tcx,
+    /// By clsact, which tcx programs of others come before.
+    Clsact,
 }
 
 impl Options {
@@ -65,6 +80,11 @@ impl Options {
 
     fn interface_pins(&self) -> PathBuf {
         self.bpffs.join("links").join("tcx")
+    }
+
+    /// Directories that say at which interfaces the clsact qdisc is ours.
+    fn qdisc_marks(&self) -> PathBuf {
+        self.bpffs.join("links").join("clsact")
     }
 
     fn uplink_pins(&self) -> PathBuf {

@@ -144,6 +144,7 @@ fn read(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datapath::Way;
 
     #[test]
     fn every_check_is_explained() {
@@ -158,7 +159,12 @@ mod tests {
     #[test]
     fn names_are_unique_and_findings_that_warn_have_a_remedy() {
         let dir = tempfile::tempdir().unwrap();
-        let options = Options { bpffs: dir.path().to_owned(), kernel_log: false, capacity: None };
+        let options = Options {
+            bpffs: dir.path().to_owned(),
+            kernel_log: false,
+            capacity: None,
+            attach: Way::default(),
+        };
         let node = Node { options: &options, run_dir: dir.path(), cgroup_root: None, mark: 0x3000 };
         let checks = examine(&node);
         let names: std::collections::BTreeSet<_> = checks.iter().map(|check| check.name).collect();

@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod alerts;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -15,6 +16,7 @@ pub mod identity;
 pub mod lock;
 pub mod metrics;
 pub mod names;
+pub mod netlink;
 pub mod policy;
 pub mod registry;
 pub mod supervise;

@@ -85,7 +85,12 @@ async fn status(query: &Query) -> anyhow::Result<String> {
 fn uninstall(paths: &egress_agent::cli::Datapath) -> anyhow::Result<String> {
     let _lock = lock::Lock::take(&paths.run_dir)?;
     let _pins = paths.bpffs.exists().then(|| lock::Lock::take_pins(&paths.bpffs)).transpose()?;
-    let options = Options { bpffs: paths.bpffs.clone(), kernel_log: false, capacity: None };
+    let options = Options {
+        bpffs: paths.bpffs.clone(),
+        kernel_log: false,
+        capacity: None,
+        attach: datapath::Way::default(),
+    };
     let removed = datapath::uninstall(&options)?;
     metrics::forget(&paths.run_dir)?;
     Ok(format!(
@@ -124,7 +129,12 @@ fn diagnose(arguments: &Doctor) -> u8 {
     };
     let Datapath { bpffs, run_dir } = &arguments.datapath;
     let capacity = arguments.table_size;
-    let options = Options { bpffs: bpffs.clone(), kernel_log: false, capacity };
+    let options = Options {
+        bpffs: bpffs.clone(),
+        kernel_log: false,
+        capacity,
+        attach: datapath::Way::default(),
+    };
     let cgroup_root = arguments.cgroup_root.as_deref();
     let checks = doctor::examine(&doctor::Node { options: &options, run_dir, cgroup_root, mark });
     let worst = checks.iter().map(|check| check.status).max();

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use aya::programs::links::PinnedLink;
-use egress_agent::datapath::{Applied, Attached, DatapathError, Loaded, Options, uninstall};
+use egress_agent::datapath::{Applied, Attached, DatapathError, Loaded, Options, Way, uninstall};
 use egress_agent::policy::Tables;
 use egress_common::key::{
     Addr, AddressKey, ExactKey, ExceptionKey, GatewayId, PodId, PolicyId, RangeKey,
@@ -33,7 +33,12 @@ const HOOKS: [&str; 8] = [
 ];
 
 fn options(bpffs: &Bpffs) -> Options {
-    Options { bpffs: bpffs.path().join("egress"), kernel_log: false, capacity: None }
+    Options {
+        bpffs: bpffs.path().join("egress"),
+        kernel_log: false,
+        capacity: None,
+        attach: Way::default(),
+    }
 }
 
 fn pod(id: u64, policy: u32) -> Pod {

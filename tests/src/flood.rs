@@ -2,14 +2,15 @@
 //! clients beside them that must not notice.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::address::STRIPE;
+use crate::address::{STRIPE, pod};
 use crate::attempt::Outcome;
-use crate::lab::{Lab, Pod};
+use crate::lab::{GATEWAY, Lab, Pod};
 use crate::process::Process;
+use crate::scenario::{Scenario, to};
 
 /// Where a flood is sent; servers of the lab answer there.
 pub const PORT: u16 = 9000;
@@ -18,6 +19,35 @@ pub const PORT: u16 = 9000;
 #[derive(Debug, Default)]
 pub struct Crew {
     members: Vec<(String, Process)>,
+}
+
+/// A flood from two pods with clients of the gateway beside it, around `work`: nothing of the one
+/// arrives outside, and every one of the others is answered.
+///
+/// # Errors
+/// When something arrived, a client was cut off, or the work failed.
+pub fn under_flood(
+    scenario: &mut Scenario,
+    work: impl FnOnce(&mut Scenario) -> Result<()>,
+) -> Result<String> {
+    let lab = &scenario.lab;
+    let _gateway = lab.serve(&lab.gateway.place(), "tcp", 8443)?;
+    let mark = lab.sniffer.mark();
+    let gateway = pod(GATEWAY.host).both().map(|ip| to(ip, 8443)).join(",");
+    let flood = Crew::flood(lab, &[&lab.cart, &lab.checkout])?;
+    let clients = Crew::visit(lab, &lab.cart, &gateway)?;
+    let start = Instant::now();
+    work(scenario)?;
+    let attempts = flood.end()?;
+    let visits = clients.end().context("a client of the gateway was cut off")?;
+    scenario.lab.settle();
+    let arrivals = scenario.lab.sniffer.escapes(mark)?.len();
+    ensure!(arrivals == 0, "{arrivals} of {attempts} attempts arrived outside");
+    ensure!(visits > 0, "only {visits} connections to the gateway");
+    Ok(format!(
+        "{attempts} attempts in {:.1} s, {arrivals} arrivals; {visits} connections to the gateway",
+        start.elapsed().as_secs_f64()
+    ))
 }
 
 impl Crew {

@@ -8,15 +8,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use egress_agent::datapath::{Loaded, Options};
+use egress_agent::datapath::{Loaded, Options, Way};
 use egress_agent::identity::uplink::uplinks;
-use egress_tests::address::{STRIPE, pod};
+use egress_tests::address::STRIPE;
 use egress_tests::agent::{self, Agent, binary};
-use egress_tests::flood::Crew;
-use egress_tests::lab::{GATEWAY, Lab};
+use egress_tests::flood::under_flood;
+use egress_tests::lab::Lab;
 use egress_tests::process::Place;
 use egress_tests::scenario::{Scenario, to};
 use nix::sys::signal::Signal;
@@ -46,7 +46,8 @@ fn root(lab: &Lab) -> PathBuf {
 
 /// What an agent does at its start, up to and including the links.
 fn replace_programs(lab: &Lab) -> Result<()> {
-    let options = Options { bpffs: root(lab), kernel_log: false, capacity: None };
+    let options =
+        Options { bpffs: root(lab), kernel_log: false, capacity: None, attach: Way::default() };
     let kubepods = lab.cgroups.path().join("kubepods");
     lab.node.run(|| {
         let loaded = Loaded::load(&options)?;
@@ -67,32 +68,6 @@ fn all_attached(lab: &Lab) -> Result<()> {
     let hooks = status["hooks"].as_array().context("status has no hooks")?;
     ensure!(hooks.len() > 8 && hooks.iter().all(|hook| hook["attached"] == true), "{hooks:?}");
     Ok(())
-}
-
-/// A flood from two pods with clients of the gateway beside it, around `work`: nothing of the one
-/// arrives outside, and every one of the others is answered.
-fn under_flood(
-    scenario: &mut Scenario,
-    work: impl FnOnce(&mut Scenario) -> Result<()>,
-) -> Result<String> {
-    let lab = &scenario.lab;
-    let _gateway = lab.serve(&lab.gateway.place(), "tcp", 8443)?;
-    let mark = lab.sniffer.mark();
-    let gateway = pod(GATEWAY.host).both().map(|ip| to(ip, 8443)).join(",");
-    let flood = Crew::flood(lab, &[&lab.cart, &lab.checkout])?;
-    let clients = Crew::visit(lab, &lab.cart, &gateway)?;
-    let start = Instant::now();
-    work(scenario)?;
-    let attempts = flood.end()?;
-    let visits = clients.end().context("a client of the gateway was cut off")?;
-    scenario.lab.settle();
-    let arrivals = scenario.lab.sniffer.escapes(mark)?.len();
-    ensure!(arrivals == 0, "{arrivals} of {attempts} attempts arrived outside");
-    ensure!(visits > 0, "only {visits} connections to the gateway");
-    Ok(format!(
-        "{attempts} attempts in {:.1} s, {arrivals} arrivals; {visits} connections to the gateway",
-        start.elapsed().as_secs_f64()
-    ))
 }
 
 /// The sniffer sees what leaves, once nobody stands in its way.

@@ -56,7 +56,7 @@ enum Task {
     ///
     /// Needs root. Works in namespaces of its own and removes them.
     Demo(demo::Arguments),
-    /// Write what is made from the code: deploy/crds, deploy/rbac.yaml, docs/policy.md.
+    /// Write what is made from the code: deploy/crds, deploy/rbac.yaml, deploy/alerts, docs.
     ///
     /// A test fails while the files differ from the code; this task is its remedy.
     Generate,

@@ -3,6 +3,7 @@
 
 mod cgroup;
 mod chain;
+mod filter;
 mod interface;
 mod link;
 mod uplink;
@@ -21,6 +22,7 @@ use cgroup::cgroups;
 use chain::Chain;
 
 pub(super) use chain::Place;
+pub(super) use filter::clear as clear_filters;
 pub(super) use interface::places;
 pub(super) use link::{Links, unlink};
 
@@ -69,7 +71,8 @@ impl Loaded {
         let mut applied = write(&mut self.maps, tables, may_remove)?;
         self.maps.beat(crate::clock::boot_clock())?;
         let boundary = self.programs.iter().find(|program| program.hook.name == "pod_egress");
-        let chain = Chain::of(boundary);
+        let chain = Chain::of(self.options.attach, boundary);
+        tracing::info!(attach = chain.name(), "datapath is put at interfaces");
         let mut attached = Attached {
             kubepods: kubepods.to_owned(),
             links: Links { options: self.options, programs: self.programs, chain },

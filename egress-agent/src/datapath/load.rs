@@ -125,6 +125,7 @@ impl Loaded {
         }
         make_dir(&options.interface_pins(), root)?;
         make_dir(&options.uplink_pins(), root)?;
+        make_dir(&options.qdisc_marks(), root)?;
         verify_pinned(options)?;
 
         let pins: Vec<_> = PINNED.iter().map(|map| (*map, options.map_pin(map))).collect();

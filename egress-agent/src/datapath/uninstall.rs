@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::attach::unlink;
+use super::attach::{clear_filters, unlink};
 use super::load::{CGROUP_HOOKS, INTERFACE_HOOKS, PEER_HOOKS, PINNED, UPLINK_HOOK};
 use super::{DatapathError, Options, sys};
 
@@ -34,6 +34,8 @@ pub fn uninstall(options: &Options) -> Result<Removed, DatapathError> {
     let root = &options.bpffs;
     let mut removed = Removed::default();
     if !root.exists() {
+        // Filters are held by their interfaces: they outlive a directory that somebody removed.
+        removed.links += clear_filters(options)?;
         return Ok(removed);
     }
     let found = statfs(root).map_err(io::Error::from);
@@ -41,6 +43,7 @@ pub fn uninstall(options: &Options) -> Result<Removed, DatapathError> {
         return Err(pins(root, root, io::Error::other("not a bpffs; nothing was removed")));
     }
 
+    removed.links += clear_filters(options)?;
     let links = root.join("links");
     removed.links += detach(&links, root, &is_hook)?;
     removed.links += detach(&options.interface_pins(), root, &is_interface_link)?;
@@ -53,7 +56,11 @@ pub fn uninstall(options: &Options) -> Result<Removed, DatapathError> {
             leave(&directory, root, &mut removed)?;
         }
     }
-    for directory in [options.interface_pins(), options.uplink_pins(), links, root.clone()] {
+    let marks = options.qdisc_marks();
+    for mark in list(&marks, root)? {
+        leave(&mark, root, &mut removed)?;
+    }
+    for directory in [options.interface_pins(), options.uplink_pins(), marks, links, root.clone()] {
         leave(&directory, root, &mut removed)?;
     }
     Ok(removed)
@@ -144,6 +151,7 @@ fn pins(path: &Path, root: &Path, source: io::Error) -> DatapathError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Way;
     use super::*;
 
     #[test]
@@ -153,7 +161,13 @@ mod tests {
         fs::create_dir_all(root.path().join("links")).unwrap();
         fs::write(&file, "precious").unwrap();
         let bpffs = root.path().to_owned();
-        let error = uninstall(&Options { bpffs, kernel_log: false, capacity: None }).unwrap_err();
+        let error = uninstall(&Options {
+            bpffs,
+            kernel_log: false,
+            capacity: None,
+            attach: Way::default(),
+        })
+        .unwrap_err();
         assert!(error.to_string().contains("nothing was removed"), "{error}");
         assert!(file.exists());
     }

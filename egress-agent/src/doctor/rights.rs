@@ -162,8 +162,8 @@ pub(super) fn tcx(_: &Node<'_>) -> Finding {
             Finding::ok("known to the kernel; no link was tried, which needs CAP_SYS_ADMIN")
         }
         Ok(Tcx::Missing) => Finding::warn(
-            "this kernel has no tcx",
-            "use Linux 6.6 or newer, or a vendor's kernel with tcx; README says what an older one enforces",
+            "this kernel has no tcx: interfaces are held by filters of clsact",
+            "nothing is missing; Linux 6.6 or newer, or a vendor's kernel with tcx, keeps other tools' filters behind ours by itself (docs/kernels.md)",
         ),
         Err(error) => refused(&error),
     }

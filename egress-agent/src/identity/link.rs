@@ -6,22 +6,19 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket};
+use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use tokio::sync::Notify;
 
 use super::IdentityError;
+use crate::netlink;
 use crate::policy::Link;
 use crate::supervise::Shutdown;
 
@@ -169,47 +166,13 @@ fn dump_addresses(namespace: Option<i32>) -> Result<Vec<AddressMessage>, Identit
     })
 }
 
-/// One dump on a socket of its own. Strict checking makes the kernel honour the target namespace
-/// instead of silently answering for this one.
+/// One dump, and what was asked for where it fails.
 pub(super) fn dump<T>(
     request: &'static str,
     message: RouteNetlinkMessage,
-    keep: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    keep: impl FnMut(RouteNetlinkMessage) -> Option<T>,
 ) -> Result<Vec<T>, IdentityError> {
-    let failed = |source| IdentityError::Netlink { request, source };
-    let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
-    socket.set_netlink_get_strict_chk(true).map_err(failed)?;
-    socket.bind_auto().map_err(failed)?;
-    socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
-
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let mut packet = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-    packet.finalize();
-    let mut bytes = vec![0; packet.buffer_len()];
-    packet.serialize(&mut bytes);
-    socket.send(&bytes, 0).map_err(failed)?;
-
-    let mut kept = Vec::new();
-    loop {
-        let (answer, _) = socket.recv_from_full().map_err(failed)?;
-        let mut rest = answer.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
-            // Each message is padded to four bytes; a length of zero would never end.
-            let length = (message.header.length as usize).next_multiple_of(4).max(16);
-            rest = rest.get(length..).unwrap_or_default();
-            match message.payload {
-                NetlinkPayload::Done(_) => return Ok(kept),
-                NetlinkPayload::Error(error) if error.code.is_some() => {
-                    return Err(failed(error.to_io()));
-                }
-                NetlinkPayload::InnerMessage(inner) => kept.extend(keep(inner)),
-                _ => {}
-            }
-        }
-    }
+    netlink::dump(message, keep).map_err(|source| IdentityError::Netlink { request, source })
 }
 
 /// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR` and

@@ -23,7 +23,7 @@ const LANES: usize = 4;
 /// they measure time that others would take from them.
 const ALONE: [&str; 0] = [];
 /// Started first, because nothing shortens a long suite that starts last.
-const LONG: [&str; 7] = [
+const LONG: [&str; 9] = [
     "adversary",
     "kube_registry",
     "kube_crd",
@@ -31,6 +31,8 @@ const LONG: [&str; 7] = [
     "kube_scale",
     "kube_outage",
     "redirect",
+    "alerts",
+    "alert_traffic",
 ];
 /// Between two lines that say what is at work.
 const HEARTBEAT: Duration = Duration::from_secs(30);

@@ -8,38 +8,76 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
+use super::filter;
 use super::link::{Links, unlink};
 use crate::datapath::load::{Hook, Program, UPLINK_HOOK};
 use crate::datapath::sys::{self, LinkInfo};
-use crate::datapath::{DatapathError, Options, SysError};
+use crate::datapath::{DatapathError, Options, SysError, Way};
 
-/// How this kernel takes programs at interfaces.
+/// How programs are put at interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::datapath) enum Chain {
     /// Links at the head of the tcx chain: Linux 6.6, or a vendor's backport.
     Tcx,
-    /// In no way this agent knows.
-    Missing,
+    /// Filters of a clsact qdisc, the first to run: any kernel.
+    Clsact,
 }
 
-/// What the operator is told of [`Chain::Missing`].
-const MISSING: &str = "this kernel has no tcx (Linux 6.6 or a vendor's backport): the boundary at \
-     the pods' interfaces is missing, only the wall and the socket hooks hold";
-
 impl Chain {
-    /// Asks the kernel, with one of the programs that go to interfaces.
-    pub(super) fn of(boundary: Option<&Program>) -> Self {
-        match boundary {
-            Some(program) if sys::has_tcx(program.fd.as_fd()) => Self::Tcx,
-            _ => Self::Missing,
+    /// What the operator asked for, or else what this kernel has, which is asked with one of the
+    /// programs that go to interfaces.
+    pub(super) fn of(way: Way, boundary: Option<&Program>) -> Self {
+        match (way, boundary) {
+            (Way::Tcx, _) => Self::Tcx,
+            (Way::Auto, Some(program)) if sys::has_tcx(program.fd.as_fd()) => Self::Tcx,
+            (Way::Auto | Way::Clsact, _) => Self::Clsact,
         }
     }
 
-    /// Why nothing can be attached to an interface, where nothing can.
-    pub(super) const fn missing(self) -> Option<&'static str> {
+    /// Its name, as the configuration has it.
+    pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::Tcx => None,
-            Self::Missing => Some(MISSING),
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+
+    /// The one that an earlier agent may have used.
+    pub(super) const fn other(self) -> Self {
+        match self {
+            Self::Tcx => Self::Clsact,
+            Self::Clsact => Self::Tcx,
+        }
+    }
+
+    /// Lets go of a place; one that is not held is let go of already.
+    pub(super) fn let_go(self, options: &Options, place: Place) -> Result<(), SysError> {
+        match self {
+            Self::Tcx => unlink(&place.pin(options)),
+            Self::Clsact => filter::let_go(options, place).map(drop),
+        }
+    }
+
+    /// What holds a place, as the kernel says.
+    pub(super) fn holder(self, options: &Options, place: Place) -> Result<LinkInfo, SysError> {
+        match self {
+            Self::Tcx => {
+                let link = sys::open_pin(&place.pin(options))?;
+                sys::link_info(link.as_fd(), place.hook.name)
+            }
+            Self::Clsact => filter::holder(place),
+        }
+    }
+
+    /// Interfaces at which a program of this hook, or of another hook of the same pods, was left.
+    pub(super) fn held(
+        self,
+        options: &Options,
+        hook: Hook,
+    ) -> Result<BTreeSet<u32>, DatapathError> {
+        match self {
+            Self::Tcx => pinned(options, hook),
+            Self::Clsact => Ok(filter::held(options, hook)?),
         }
     }
 }
@@ -74,38 +112,60 @@ impl Links {
                 let target = sys::Target::Interface(place.ifindex);
                 self.ensure(place.hook, target, &place.pin(&self.options), replace)
             }
-            Chain::Missing => Ok(()),
+            Chain::Clsact => self
+                .program(place.hook)
+                .map_or(Ok(()), |program| filter::hold(&self.options, place, program, replace)),
         }
     }
 
     /// Lets go of a place; one that is not held is let go of already.
     pub(super) fn let_go(&self, place: Place) -> Result<(), SysError> {
-        match self.chain {
-            Chain::Tcx => unlink(&place.pin(&self.options)),
-            Chain::Missing => Ok(()),
+        self.chain.let_go(&self.options, place)
+    }
+
+    /// Lets go of what an earlier agent put at interfaces in the other way, wherever this one holds
+    /// the place by now or nothing shall hold it: never before.
+    pub(super) fn let_go_other(
+        &self,
+        hook: Hook,
+        keep: &BTreeSet<u32>,
+    ) -> Result<(), DatapathError> {
+        let other = self.chain.other();
+        for ifindex in other.held(&self.options, hook)?.difference(keep) {
+            other.let_go(&self.options, Place { hook, ifindex: *ifindex })?;
         }
+        Ok(())
     }
 
     /// What holds a place, as the kernel says.
     pub(in crate::datapath) fn holder(&self, place: Place) -> Result<LinkInfo, SysError> {
-        holder(&self.options, place)
+        self.chain.holder(&self.options, place)
     }
 
     /// Interfaces at which one of the agent's programs was left, by this agent or an earlier one:
     /// the kernel's truth, not this agent's memory.
     pub(in crate::datapath) fn held(&self, hook: Hook) -> Result<BTreeSet<u32>, DatapathError> {
-        held(&self.options, hook)
+        self.chain.held(&self.options, hook)
     }
 }
 
-/// What a pinned link says of itself.
-pub(super) fn holder(options: &Options, place: Place) -> Result<LinkInfo, SysError> {
-    let link = sys::open_pin(&place.pin(options))?;
-    sys::link_info(link.as_fd(), place.hook.name)
+/// Interfaces at which an earlier agent left every one of these hooks alive, in either way.
+pub(super) fn alive(options: &Options, hooks: [Hook; 2]) -> BTreeSet<u32> {
+    let [first, _] = hooks;
+    let alive = |chain: Chain| {
+        let held = chain.held(options, first).unwrap_or_default();
+        held.into_iter().filter(move |ifindex| {
+            hooks.into_iter().all(|hook| {
+                let found = chain.holder(options, Place { hook, ifindex: *ifindex });
+                found.is_ok_and(|info| info.target == u64::from(*ifindex))
+            })
+        })
+    };
+    alive(Chain::Tcx).chain(alive(Chain::Clsact)).collect()
 }
 
 /// Interfaces with a pinned link of this hook, or of another hook of the same pods.
-pub(super) fn held(options: &Options, hook: Hook) -> Result<BTreeSet<u32>, DatapathError> {
+fn pinned(options: &Options, hook: Hook) -> Result<BTreeSet<u32>, DatapathError> {
     let path = if hook.name == UPLINK_HOOK.name {
         options.uplink_pins()
     } else {

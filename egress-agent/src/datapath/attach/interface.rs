@@ -15,15 +15,7 @@ pub(in crate::datapath) fn places(ifindex: u32) -> impl Iterator<Item = Place> {
 impl Loaded {
     /// Interfaces that an earlier agent left with a live boundary, of whichever version.
     pub fn held(&self) -> BTreeSet<u32> {
-        let [hook, _] = INTERFACE_HOOKS;
-        let pinned = chain::held(&self.options, hook).unwrap_or_default();
-        let lives = |ifindex: &u32| {
-            places(*ifindex).all(|place| {
-                chain::holder(&self.options, place)
-                    .is_ok_and(|info| info.target == u64::from(*ifindex))
-            })
-        };
-        pinned.into_iter().filter(lives).collect()
+        chain::alive(&self.options, INTERFACE_HOOKS)
     }
 }
 
@@ -36,13 +28,10 @@ impl Attached {
         replace: bool,
         applied: &mut Applied,
     ) -> Result<(), DatapathError> {
-        if let Some(why) = self.links.chain.missing() {
-            applied.warnings.push(why.to_owned());
-            return Ok(());
-        }
         let [hook, _] = INTERFACE_HOOKS;
         let present = self.links.held(hook)?;
         let wanted = self.maps.interfaces()?;
+        let mut failed = BTreeSet::new();
         for ifindex in &wanted {
             let mut held = true;
             for place in places(*ifindex) {
@@ -51,12 +40,20 @@ impl Attached {
                     applied.warnings.push(format!("ifindex {ifindex}: {error}"));
                 }
             }
+            if !held {
+                failed.insert(*ifindex);
+            }
             applied.attached += usize::from(held && !present.contains(ifindex));
         }
         for ifindex in present {
             if !wanted.contains(&ifindex) {
                 places(ifindex).try_for_each(|place| self.links.let_go(place))?;
                 applied.detached += 1;
+            }
+        }
+        if replace {
+            for hook in INTERFACE_HOOKS {
+                self.links.let_go_other(hook, &failed)?;
             }
         }
         Ok(())

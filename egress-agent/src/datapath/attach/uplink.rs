@@ -15,18 +15,18 @@ impl Attached {
     /// When the pins cannot be read or one that is left over cannot be removed.
     pub fn link_uplinks(&self, uplinks: &BTreeSet<u32>) -> Result<Vec<String>, DatapathError> {
         let mut warnings = Vec::new();
-        if self.links.chain.missing().is_some() {
-            return Ok(warnings);
-        }
+        let mut failed = BTreeSet::new();
         let place = |ifindex: &u32| Place { hook: UPLINK_HOOK, ifindex: *ifindex };
         for ifindex in uplinks {
             if let Err(error) = self.links.hold(place(ifindex), true) {
                 warnings.push(format!("uplink with ifindex {ifindex}: {error}"));
+                failed.insert(*ifindex);
             }
         }
         for ifindex in self.links.held(UPLINK_HOOK)?.difference(uplinks) {
             self.links.let_go(place(ifindex))?;
         }
+        self.links.let_go_other(UPLINK_HOOK, &failed)?;
         Ok(warnings)
     }
 }
