@@ -32,8 +32,8 @@ pub use rejection::{RejectReason, Rejection, RejectionCount};
 pub use resolved::Resolved;
 pub use snapshot::{
     ConnectionRate, Declaration, EgressException, EgressPolicy, ExactAddress, GatewayRef,
-    GatewayTarget, Node, Pod, RedirectPort, Selector, Service, ServicePort, Slice, SliceEndpoint,
-    Snapshot,
+    GatewayTarget, Interception, Node, Pod, RedirectPort, Selector, Service, ServicePort, Slice,
+    SliceEndpoint, Snapshot,
 };
 pub use tables::Tables;
 

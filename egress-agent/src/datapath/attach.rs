@@ -16,7 +16,7 @@ use egress_common::state::{Config, Exact};
 use super::diff::{diff, tightened};
 use super::load::{Loaded, Logger};
 use super::maps::Maps;
-use super::{AnswerRing, Capacities, CounterReader, DatapathError, EventRing};
+use super::{AnswerRing, Capacities, CounterReader, DatapathError, EventRing, EventTally};
 use crate::policy::Tables;
 use cgroup::cgroups;
 use chain::Chain;
@@ -129,6 +129,14 @@ impl Attached {
     /// When a pinned counter map is gone.
     pub fn reader(&self) -> Result<CounterReader, DatapathError> {
         CounterReader::open(&self.links.options)
+    }
+
+    /// The tally of events.
+    ///
+    /// # Errors
+    /// When its pin is gone.
+    pub fn tally(&self) -> Result<EventTally, DatapathError> {
+        EventTally::open(&self.links.options)
     }
 
     /// Why connections cannot be redirected on this node, if they cannot.

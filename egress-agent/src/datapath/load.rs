@@ -50,7 +50,7 @@ pub(super) const UPLINK_HOOK: Hook =
     Hook { name: "uplink_egress", attach: bpf_attach_type::BPF_TCX_EGRESS };
 
 /// Maps that outlive the agent.
-pub(super) const PINNED: [&str; 22] = [
+pub(super) const PINNED: [&str; 24] = [
     "CONFIG",
     "HEARTBEAT",
     "POLICIES",
@@ -72,6 +72,8 @@ pub(super) const PINNED: [&str; 22] = [
     "SEEN",
     "ANSWERS",
     "ANSWER_LOSSES",
+    "PROCESSES",
+    "TALLY",
     "EVENTS",
 ];
 
