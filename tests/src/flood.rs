@@ -13,49 +13,74 @@ use crate::process::Process;
 use crate::scenario::{Scenario, to};
 
 /// Where a flood is sent; servers of the lab answer there.
-pub const PORT: u16 = 9000;
+const PORT: u16 = 9000;
+/// Where the gateway answers its clients.
+const OPEN: u16 = 8443;
 
-/// Processes that run until their standard input ends, and then say what they did.
-#[derive(Debug, Default)]
-pub struct Crew {
-    members: Vec<(String, Process)>,
+/// A flood from `shop/cart` and `shop/checkout`, with clients of the gateway beside it.
+#[derive(Debug)]
+pub struct Flood {
+    senders: Crew,
+    clients: Crew,
+    mark: usize,
+    start: Instant,
+    _gateway: Process,
 }
 
-/// A flood from two pods with clients of the gateway beside it, around `work`: nothing of the one
-/// arrives outside, and every one of the others is answered.
+impl Flood {
+    /// Starts it, against a policy that is in force already.
+    ///
+    /// # Errors
+    /// When a process cannot be started.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let gateway = lab.serve(&lab.gateway.place(), "tcp", OPEN)?;
+        let mark = lab.sniffer.mark();
+        let addresses = pod(GATEWAY.host).both().map(|ip| to(ip, OPEN)).join(",");
+        let senders = Crew::flood(lab, &[&lab.cart, &lab.checkout])?;
+        let clients = Crew::visit(lab, &lab.cart, &addresses)?;
+        Ok(Self { senders, clients, mark, start: Instant::now(), _gateway: gateway })
+    }
+
+    /// Ends it; the figures, in words.
+    ///
+    /// # Errors
+    /// When anything of it arrived outside, or a client of the gateway was not answered.
+    pub fn end(self, lab: &Lab) -> Result<String> {
+        let attempts = self.senders.end()?;
+        let visits = self.clients.end().context("a client of the gateway was cut off")?;
+        lab.settle();
+        let arrivals = lab.sniffer.escapes(self.mark)?.len();
+        let figures = format!(
+            "{attempts} attempts in {:.1} s, {arrivals} arrivals; {visits} connections to the gateway",
+            self.start.elapsed().as_secs_f64()
+        );
+        ensure!(arrivals == 0 && visits > 0, "{figures}");
+        Ok(figures)
+    }
+}
+
+/// A [`Flood`] around `work`; its figures.
 ///
 /// # Errors
-/// When something arrived, a client was cut off, or the work failed.
+/// As [`Flood::end`], or when the work failed.
 pub fn under_flood(
     scenario: &mut Scenario,
     work: impl FnOnce(&mut Scenario) -> Result<()>,
 ) -> Result<String> {
-    let lab = &scenario.lab;
-    let _gateway = lab.serve(&lab.gateway.place(), "tcp", 8443)?;
-    let mark = lab.sniffer.mark();
-    let gateway = pod(GATEWAY.host).both().map(|ip| to(ip, 8443)).join(",");
-    let flood = Crew::flood(lab, &[&lab.cart, &lab.checkout])?;
-    let clients = Crew::visit(lab, &lab.cart, &gateway)?;
-    let start = Instant::now();
+    let flood = Flood::start(&scenario.lab)?;
     work(scenario)?;
-    let attempts = flood.end()?;
-    let visits = clients.end().context("a client of the gateway was cut off")?;
-    scenario.lab.settle();
-    let arrivals = scenario.lab.sniffer.escapes(mark)?.len();
-    ensure!(arrivals == 0, "{arrivals} of {attempts} attempts arrived outside");
-    ensure!(visits > 0, "only {visits} connections to the gateway");
-    Ok(format!(
-        "{attempts} attempts in {:.1} s, {arrivals} arrivals; {visits} connections to the gateway",
-        start.elapsed().as_secs_f64()
-    ))
+    flood.end(&scenario.lab)
+}
+
+/// Processes that run until their standard input ends, and then say what they did.
+#[derive(Debug, Default)]
+struct Crew {
+    members: Vec<(String, Process)>,
 }
 
 impl Crew {
     /// Sends from these pods, over both families: UDP and TCP sockets, raw and packet sockets.
-    ///
-    /// # Errors
-    /// When a sender cannot be started.
-    pub fn flood(lab: &Lab, pods: &[&Pod]) -> Result<Self> {
+    fn flood(lab: &Lab, pods: &[&Pod]) -> Result<Self> {
         let mut crew = Self::default();
         for pod in pods {
             for to in STRIPE.both() {
@@ -67,13 +92,10 @@ impl Crew {
         Ok(crew)
     }
 
-    /// Adds a client that connects to `address` again and again and is answered each time.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn visit(lab: &Lab, pod: &Pod, address: &str) -> Result<Self> {
+    /// Connects to these addresses in turn, again and again, and is answered each time.
+    fn visit(lab: &Lab, pod: &Pod, addresses: &str) -> Result<Self> {
         let mut crew = Self::default();
-        crew.join(lab, pod, &["visit".to_owned()], Some(address))?;
+        crew.join(lab, pod, &["visit".to_owned()], Some(addresses))?;
         Ok(crew)
     }
 
@@ -98,10 +120,7 @@ impl Crew {
     }
 
     /// Ends them all; how much they tried together.
-    ///
-    /// # Errors
-    /// When one failed or does not end.
-    pub fn end(mut self) -> Result<u64> {
+    fn end(mut self) -> Result<u64> {
         for (_, process) in &mut self.members {
             drop(process.child().stdin.take());
         }

@@ -183,7 +183,7 @@ fn is(key: &ExactKey, ip: IpAddr, port: u16) -> bool {
 }
 
 /// Finds a pin by name, whatever the number of the schema is.
-fn find_pin(directory: &Path, name: &str) -> Option<PathBuf> {
+pub fn find_pin(directory: &Path, name: &str) -> Option<PathBuf> {
     let entries = std::fs::read_dir(directory).ok()?;
     entries.flatten().find_map(|entry| {
         let path = entry.path();

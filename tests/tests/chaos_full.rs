@@ -2,15 +2,23 @@
 //! counted.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use egress_tests::address::{STRIPE, pod};
+use anyhow::{Context, Result, ensure};
+use aya::Pod;
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use egress_common::state::{Counter, loss};
+use egress_common::{Reason, Verdict};
+use egress_tests::address::{ELSEWHERE, STRIPE, pod};
 use egress_tests::agent::{self, Agent};
+use egress_tests::flood::Flood;
+use egress_tests::kube_lab::find_pin;
 use egress_tests::lab::GATEWAY;
 use egress_tests::manifests;
 use egress_tests::process::wait_until;
 use egress_tests::scenario::{Scenario, to};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Entries of the tables whose size can be chosen: the demo's policy fits.
@@ -138,4 +146,91 @@ fn redirections_that_do_not_fit_are_left_out_and_nothing_else_is() -> Result<()>
         problem(status, "redirect_unavailable").is_none()
     })?;
     Ok(())
+}
+
+/// The kernel's own maps, read past an agent that does not run.
+struct Kernel(PathBuf);
+
+impl Kernel {
+    fn map(&self, name: &str) -> Result<MapData> {
+        let pin = find_pin(&self.0, name).with_context(|| format!("no pinned map {name}"))?;
+        Ok(MapData::from_pin(pin)?)
+    }
+
+    fn each<T: Pod>(&self, name: &str, slots: std::ops::Range<u32>) -> Result<Vec<T>> {
+        let map: PerCpuArray<MapData, T> = Map::PerCpuArray(self.map(name)?).try_into()?;
+        let values = slots.map(|slot| map.get(&slot, 0).map(|values| values.to_vec()));
+        Ok(values.collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
+    fn lost(&self, what: u32) -> Result<u64> {
+        Ok(self.each::<u64>("LOSSES", what..what + 1)?.into_iter().sum())
+    }
+
+    /// Everything that was dropped so far, for whatever reason.
+    fn dropped(&self) -> Result<u64> {
+        let first = u32::from(Verdict::Drop.number()) * Reason::SLOTS;
+        let counters = self.each::<Counter>("NODE_COUNTERS", first..first + Reason::SLOTS)?;
+        Ok(counters.into_iter().map(|counter| counter.packets).sum())
+    }
+
+    /// Takes what is in the ring.
+    fn drain(&self) -> Result<u64> {
+        let mut ring: RingBuf<MapData> = Map::RingBuf(self.map("EVENTS")?).try_into()?;
+        let mut taken = 0;
+        while ring.next().is_some() {
+            taken += 1;
+        }
+        Ok(taken)
+    }
+}
+
+#[test]
+fn a_ring_that_nobody_reads_changes_no_verdict_and_every_loss_is_counted() -> Result<()> {
+    const PORTS: u16 = 8000;
+    let scenario = Scenario::new("enforce")?;
+    let lab = &scenario.lab;
+    scenario.agent.process.signal(Signal::SIGSTOP)?;
+    let kernel = Kernel(lab.file("bpffs/egress-enforcer"));
+    kernel.drain()?;
+    let before = (kernel.dropped()?, kernel.lost(loss::RING)?, kernel.lost(loss::SUPPRESSED)?);
+
+    // Each port is news of its own.
+    let mark = lab.sniffer.mark();
+    for address in ELSEWHERE.both() {
+        let ports = PORTS.to_string();
+        lab.attempt(&lab.cart.place(), &["scan", &address.to_string(), &ports])?;
+    }
+    lab.settle();
+    ensure!(lab.sniffer.escapes(mark)?.is_empty(), "something left while nobody read");
+    let dropped = kernel.dropped()? - before.0;
+    let lost = kernel.lost(loss::RING)? - before.1;
+    let suppressed = kernel.lost(loss::SUPPRESSED)? - before.2;
+    // With the ring still full: everything is judged as ever.
+    let flooded = Flood::start(lab).and_then(|flood| {
+        std::thread::sleep(Duration::from_millis(1500));
+        flood.end(lab)
+    })?;
+    ensure!(kernel.lost(loss::RING)? > before.1 + lost, "the ring was not full");
+    old_policy_holds_with(&scenario)?;
+    let read = kernel.drain()?;
+    println!(
+        "{dropped} dropped: {read} told, {lost} lost, {suppressed} suppressed; then {flooded}"
+    );
+    ensure!(dropped >= 2 * (u64::from(PORTS) - 1), "{dropped} dropped");
+    ensure!(lost > 0 && read > 0, "{lost} lost and {read} told");
+    ensure!(read + lost + suppressed == dropped, "{read} + {lost} + {suppressed} of {dropped}");
+
+    // Whoever reads again is told again, and goes on counting.
+    scenario.agent.process.signal(Signal::SIGCONT)?;
+    let told = ["egress_events_lost_total{", "stage=\"ring\""];
+    let counted = agent::sum(&scenario.samples()?, &told);
+    ensure!(counted >= lost as f64, "the agent tells of {counted} lost events, not of {lost}");
+    Ok(())
+}
+
+/// The same as [`old_policy_holds`], where the flood has taken the gateway's server along.
+fn old_policy_holds_with(scenario: &Scenario) -> Result<()> {
+    let _gateway = scenario.server(&scenario.lab.gateway.place(), "tcp", 8443)?;
+    old_policy_holds(scenario)
 }

@@ -241,7 +241,13 @@ fn an_agent_its_pins_and_its_neighbours_are_seen() -> Result<()> {
     let words = mounted(&format!("mount -o remount,bind,ro {bpffs}"));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let said = doctor(lab, &words, &[])?;
-    said.is_well_but(&[("bpffs", "WARN", "stays in force"), ("agent", "WARN", "none runs")])
+    said.is_well_but(&[("bpffs", "WARN", "stays in force"), ("agent", "WARN", "none runs")])?;
+    // Where the file system itself is, nothing can be opened either.
+    let words = mounted(&format!("mount -o remount,ro {bpffs}"));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let said = doctor(lab, &words, &[])?;
+    said.is("bpffs", "FAIL", "no agent can take it over")?;
+    said.is("pins", "FAIL", "see bpffs")
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! What the agent leaves on the node: pins, and the lock that says whose they are.
 
+use std::path::Path;
+
 use nix::libc;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::{Finding, Node};
 use crate::clock::boot_clock;
@@ -40,21 +43,32 @@ pub(super) fn bpffs(node: &Node<'_>) -> Finding {
     }
     let remedy = "mount -o remount,rw the bpffs, and give it to the agent's container without \
          readOnly";
+    // Where only this mount of it is, as a container's readOnly volume, pins can still be opened.
     let held = probe::pinned(node.options).is_ok_and(|pinned| pinned.maps && pinned.links > 0);
     if held {
         let detail = format!(
-            "{} is mounted read-only: what is pinned stays in force and follows the policy, and new \
-             interfaces get no boundary",
+            "{} is mounted read-only here: what is pinned stays in force and follows the policy, and \
+             new interfaces get no boundary",
             existing.display()
         );
         return Finding::warn(detail, remedy);
     }
-    Finding::fail(format!("{} is mounted read-only", existing.display()), remedy)
+    Finding::fail(
+        format!(
+            "{} is mounted read-only: what is pinned stays in force, as its lease says, and no agent \
+             can take it over",
+            existing.display()
+        ),
+        remedy,
+    )
 }
 
 pub(super) fn shape(node: &Node<'_>) -> Finding {
     let pinned = match probe::pinned(node.options) {
         Ok(pinned) => pinned,
+        Err(_) if is_read_only(&node.options.bpffs) => {
+            return Finding::fail("cannot be opened: the bpffs is mounted read-only", "see bpffs");
+        }
         Err(error) => {
             let remedy = "start the agent of the version and --table-size that pinned it, or run \
                  `egress-agent uninstall`, which lets traffic flow until the next start";
@@ -75,6 +89,10 @@ pub(super) fn shape(node: &Node<'_>) -> Finding {
         );
     }
     Finding::ok(detail)
+}
+
+fn is_read_only(path: &Path) -> bool {
+    statvfs(path).is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY))
 }
 
 pub(super) fn agent(node: &Node<'_>) -> Finding {

@@ -74,6 +74,8 @@ enum What {
         #[arg(long)]
         connected: bool,
     },
+    /// Send a datagram to every port below this number.
+    Scan { address: IpAddr, ports: u16 },
     /// Send an echo request and wait for the reply.
     Ping { address: IpAddr },
     /// Send a datagram through a raw socket, with an IP header of our own.
@@ -187,6 +189,7 @@ fn main() -> std::io::Result<()> {
         }
         What::Talk { way, address, bytes } => (talk(way, address, bytes), 1),
         What::Udp { address, wait, connected } => (udp(address, wait, connected), 1),
+        What::Scan { address, ports } => (scan(address, ports), u64::from(ports.max(1)) - 1),
         What::Ping { address } => (ping(address), 1),
         What::Raw { address, source } => (raw(address).and_then(|raw| raw.send(source)), 1),
         What::Packet { address, source, interface, from, to } => {
@@ -205,6 +208,9 @@ fn main() -> std::io::Result<()> {
             let until = milliseconds.map(|span| start + Duration::from_millis(span));
             let closed = Arc::new(AtomicBool::new(false));
             if while_open {
+                // It is there to be in the way, not to take the time of what it is in the way of.
+                // SAFETY: takes an integer only.
+                unsafe { nix::libc::nice(10) };
                 let closed = Arc::clone(&closed);
                 std::thread::spawn(move || {
                     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
@@ -336,6 +342,16 @@ fn udp(address: SocketAddr, wait: bool, connected: bool) -> std::io::Result<Stri
     socket.set_read_timeout(Some(Duration::from_millis(700)))?;
     let mut answer = [0u8; 64];
     socket.recv_from(&mut answer).map(|_| "answered".to_owned())
+}
+
+/// A refusal is what is hoped for.
+fn scan(address: IpAddr, ports: u16) -> std::io::Result<String> {
+    let any: IpAddr = if address.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    for port in 1..ports {
+        let _ = socket.send_to(b"probe", (address, port));
+    }
+    Ok("scanned".to_owned())
 }
 
 /// An echo request through a raw ICMP socket, and its reply.

@@ -47,8 +47,13 @@ impl Attached {
         }
         for ifindex in present {
             if !wanted.contains(&ifindex) {
-                places(ifindex).try_for_each(|place| self.links.let_go(place))?;
-                applied.detached += 1;
+                // What cannot be let go is no reason to let go of everything else.
+                match places(ifindex).try_for_each(|place| self.links.let_go(place)) {
+                    Ok(()) => applied.detached += 1,
+                    Err(error) => {
+                        applied.warnings.push(format!("ifindex {ifindex}, let go: {error}"));
+                    }
+                }
             }
         }
         if replace {

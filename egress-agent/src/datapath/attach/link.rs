@@ -84,8 +84,22 @@ impl Links {
     }
 
     /// Pins the programs under their names, each replaced by a rename, for the next agent's
-    /// compare-and-swap.
+    /// compare-and-swap. In a read-only volume the old pins stay, and the next agent finds links
+    /// that run an unexpected program.
     pub(super) fn keep_programs(&self) -> Result<(), SysError> {
+        match self.pin_programs() {
+            Err(error) if error.errno() == libc::EROFS => {
+                tracing::warn!(
+                    error = error.to_string(),
+                    "bpffs is read-only: programs not pinned"
+                );
+                Ok(())
+            }
+            pinned => pinned,
+        }
+    }
+
+    fn pin_programs(&self) -> Result<(), SysError> {
         for program in &self.programs {
             let path = self.options.program_pin(program.hook.name);
             // bpffs refuses names with a dot.

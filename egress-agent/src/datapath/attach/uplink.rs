@@ -12,7 +12,7 @@ impl Attached {
     /// get this agent's program. Returns what could not be done, for the operator.
     ///
     /// # Errors
-    /// When the pins cannot be read or one that is left over cannot be removed.
+    /// When the pins cannot be read.
     pub fn link_uplinks(&self, uplinks: &BTreeSet<u32>) -> Result<Vec<String>, DatapathError> {
         let mut warnings = Vec::new();
         let mut failed = BTreeSet::new();
@@ -23,8 +23,11 @@ impl Attached {
                 failed.insert(*ifindex);
             }
         }
-        for ifindex in self.links.held(UPLINK_HOOK)?.difference(uplinks) {
-            self.links.let_go(place(ifindex))?;
+        let held = self.links.held(UPLINK_HOOK)?;
+        for ifindex in held.difference(uplinks) {
+            if let Err(error) = self.links.let_go(place(ifindex)) {
+                warnings.push(format!("uplink with ifindex {ifindex}, which is none: {error}"));
+            }
         }
         self.links.let_go_other(UPLINK_HOOK, &failed)?;
         Ok(warnings)
