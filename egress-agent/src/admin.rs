@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
@@ -16,13 +17,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use crate::agent::AgentState;
 use crate::clock::boot_clock;
+use crate::exposure::Unenforced;
+use crate::policy::Coverage;
 use crate::policy::explain::{Question, explain};
 use crate::supervise::Shutdown;
 
@@ -137,11 +140,48 @@ async fn status(State(states): State<States>) -> Response {
         "refused": state.refused,
         "warnings": state.warnings,
         "hooks": state.hooks.as_slice(),
-        "pods": state.desired.coverage,
+        "pods": pods(&state),
+        "unenforced": unenforced(&state),
         "gateways": state.desired.gateways,
         "problems": state.problems(),
     }))
     .into_response()
+}
+
+/// Every pod with its account: seconds and packets so far, and why it is not covered now.
+fn pods(state: &AgentState) -> Vec<Value> {
+    let now = boot_clock();
+    let pod = |pod: &Coverage| {
+        let mut shown = json!(pod);
+        let account = pod.cgroup.and_then(|cgroup| state.exposures.of(cgroup));
+        shown["exposure"] = account.map_or(Value::Null, |account| {
+            json!({
+                "ageSeconds": seconds(now.saturating_sub(account.born)),
+                "coveredAfterSeconds":
+                    account.covered.map(|at| seconds(at.saturating_sub(account.born))),
+                "seconds": seconds(account.so_far.nanoseconds),
+                "packets": account.so_far.packets,
+                "reason": account.reason.map(Unenforced::name),
+            })
+        });
+        shown
+    };
+    state.desired.coverage.iter().map(pod).collect()
+}
+
+/// The node's sums, by reason.
+fn unenforced(state: &AgentState) -> Value {
+    let sum = |reason: Unenforced| {
+        let total = state.exposures.total(reason);
+        let shown = json!({ "seconds": seconds(total.nanoseconds), "packets": total.packets });
+        (reason.name().to_owned(), shown)
+    };
+    Value::Object(Unenforced::ALL.into_iter().map(sum).collect())
+}
+
+/// In thousandths.
+fn seconds(nanoseconds: u64) -> f64 {
+    Duration::from_millis(nanoseconds / 1_000_000).as_secs_f64()
 }
 
 #[derive(Deserialize)]

@@ -1,5 +1,6 @@
 //! The only place that knows everybody: registry in, kernel out, and what is told about it.
 
+mod account;
 mod ending;
 mod inputs;
 mod lease;
@@ -30,6 +31,7 @@ use crate::registry::{Published, Registry, report_changes};
 use crate::supervise::{self, Shutdown, Tasks};
 use crate::{admin, events, metrics, names, registry};
 
+use account::Account;
 pub use ending::{RunError, causes};
 use inputs::{Inputs, View};
 use lease::{BEAT, first_snapshot};
@@ -133,7 +135,8 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
             return Ok(());
         }
         let counting = metrics::Counting::open(&options, &run_dir, granularity, most_series)?;
-        let (mut enforcer, states) = Enforcer::start(inputs, loaded, published)?;
+        let account = Account::open(&run_dir);
+        let (mut enforcer, states) = Enforcer::start(inputs, loaded, published, account)?;
         readiness.ready(states.clone(), counting.attached()?, desk.counts());
         let mut tasks = Tasks::default();
         let findings = enforcer.read_names(&mut tasks, &states, read, &until)?;
@@ -175,6 +178,9 @@ fn access(arguments: &Run, file: &File) -> Access {
     }
 }
 
+/// Between two rounds of attaching, for whoever else configures the network.
+const BREATH: Duration = Duration::from_millis(100);
+
 /// The loop that keeps the kernel at what the registry says.
 struct Enforcer {
     inputs: Inputs,
@@ -186,6 +192,9 @@ struct Enforcer {
     admit: mpsc::Sender<names::Admission>,
     admissions: mpsc::Receiver<names::Admission>,
     resolved: Resolved,
+    account: Account,
+    /// Interfaces that are still to be attached.
+    pending: usize,
 }
 
 type States = watch::Receiver<Arc<AgentState>>;
@@ -195,6 +204,7 @@ impl Enforcer {
         inputs: Inputs,
         loaded: Loaded,
         mut registry: Published,
+        account: Account,
     ) -> anyhow::Result<(Self, States)> {
         let snapshot = Arc::clone(&registry.snapshots.borrow_and_update());
         let (actual, verified) = (loaded.actual()?, loaded.held());
@@ -230,6 +240,7 @@ impl Enforcer {
             tracing::warn!(why, "connections cannot be redirected on this node");
         }
         applied.warnings.extend(attached.link_uplinks(&uplink::uplinks()?)?);
+        let pending = applied.pending;
         let tables = attached.actual()?;
         let mut state = AgentState {
             node: inputs.node.clone(),
@@ -247,15 +258,27 @@ impl Enforcer {
             propagation: Propagation::default(),
             beat: boot_clock(),
             names: names::Names::default(),
+            exposures: Arc::default(),
         };
         state.count_rejections();
         report_changes(&[], &state.compiled_problems());
         let (publish, states) = watch::channel(Arc::new(state));
         let (admit, admissions) = mpsc::channel(1024);
         let told = BTreeSet::new();
-        let mut enforcer =
-            Self { inputs, attached, registry, publish, told, admit, admissions, resolved };
+        let mut enforcer = Self {
+            inputs,
+            attached,
+            registry,
+            publish,
+            told,
+            admit,
+            admissions,
+            resolved,
+            account,
+            pending,
+        };
         enforcer.log(&applied);
+        enforcer.take_account();
         Ok((enforcer, states))
     }
 
@@ -307,6 +330,12 @@ impl Enforcer {
                     self.admit(&admission);
                     continue;
                 }
+                () = tokio::time::sleep(BREATH), if self.pending > 0 => {
+                    self.pending = self.attached.link_pending()?;
+                    if self.pending > 0 {
+                        continue;
+                    }
+                }
                 _ = beats.tick() => {
                     if !self.beat()? {
                         continue;
@@ -343,6 +372,7 @@ impl Enforcer {
             state.hooks = Arc::new(hooks);
             state.registry = Known::of(&self.registry.health.borrow());
         });
+        self.take_account();
         let moved = self.inputs.epoch.follow();
         if let Some(seconds) = moved {
             tracing::warn!(seconds = seconds as i64, "clock was set; ends of exceptions move");
@@ -387,6 +417,7 @@ impl Enforcer {
         }
         let refused = match &outcome {
             Ok(applied) => {
+                self.pending = applied.pending;
                 self.log(applied);
                 None
             }
@@ -425,6 +456,7 @@ impl Enforcer {
             state.usage = Arc::new(usage);
             state.refused = refused;
         });
+        self.take_account();
         Ok(())
     }
 

@@ -55,6 +55,11 @@ impl BootEpoch {
     }
 }
 
+/// The boot clock at a time of the wall clock, both nanoseconds; zero for one before the boot.
+pub fn boot_clock_at(wall: i128) -> u64 {
+    u64::try_from((wall + distance()).max(0)).unwrap_or(u64::MAX)
+}
+
 /// Boot clock minus wall clock, nanoseconds, as exactly as three attempts tell: whoever is
 /// interrupted between the two readings takes that time for distance.
 fn distance() -> i128 {

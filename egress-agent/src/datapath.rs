@@ -11,6 +11,7 @@ mod answers;
 mod attach;
 mod counters;
 mod diff;
+mod exposed;
 mod hooks;
 mod load;
 mod maps;

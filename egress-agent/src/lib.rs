@@ -10,6 +10,7 @@ pub mod config;
 pub mod datapath;
 pub mod doctor;
 pub mod events;
+pub mod exposure;
 #[cfg(test)]
 mod generated;
 pub mod identity;

@@ -119,3 +119,85 @@ async fn a_new_interface_wakes_and_wakes_again_for_its_addresses() {
     let (watched, ()) = tokio::join!(watching, check);
     watched.unwrap();
 }
+
+/// A value of the kernel's, for as long as this is held.
+struct Lowered {
+    path: &'static str,
+    was: String,
+}
+
+impl Lowered {
+    fn to(path: &'static str, value: &str) -> Self {
+        let was = std::fs::read_to_string(path).unwrap();
+        std::fs::write(path, value).unwrap();
+        Self { path, was }
+    }
+}
+
+impl Drop for Lowered {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.path, &self.was);
+    }
+}
+
+#[tokio::test]
+async fn an_overflow_of_events_loses_no_pod() {
+    const MANY: usize = 200;
+    let root = CgroupRoot::create();
+    root.make("kubepods/burstable");
+    let kubepods = Kubepods::find(Some(root.path())).unwrap();
+    let (trigger, shutdown) = supervise::pair();
+    let wake = Arc::new(Notify::new());
+    let watching = cgroup::watch(kubepods.clone(), Arc::clone(&wake), shutdown);
+    let check = async {
+        // Read when the watch is made, which it is by now.
+        wake.notified().await;
+        // This one thread also watches: nothing is read until all of them are there, and events of
+        // many more cgroups than the queue holds are gone.
+        for number in 0..MANY {
+            root.make(&format!("kubepods/burstable/pod0f8fad5b-d9cb-469f-a165-{number:012x}"));
+        }
+        timeout(Duration::from_secs(5), wake.notified()).await.expect("wakes");
+        assert_eq!(kubepods.pods().unwrap().len(), MANY);
+        // It goes on after that.
+        while timeout(Duration::from_millis(300), wake.notified()).await.is_ok() {}
+        root.make(&format!("kubepods/burstable/pod{UUID}"));
+        timeout(Duration::from_secs(5), wake.notified()).await.expect("wakes for the next");
+        trigger.request();
+    };
+    let queue = Lowered::to("/proc/sys/fs/inotify/max_queued_events", "16");
+    let (watched, ()) = tokio::join!(watching, check);
+    drop(queue);
+    watched.unwrap();
+}
+
+#[tokio::test]
+async fn lost_events_of_interfaces_are_made_up_for() {
+    let (trigger, shutdown) = supervise::pair();
+    let wake = Arc::new(Notify::new());
+    let watching = link::watch(Arc::clone(&wake), shutdown);
+    let check = async {
+        wake.notified().await;
+        // Nobody reads the socket meanwhile; its buffer takes a few hundred of these.
+        let pair = Pair::create();
+        let lines: String =
+            (0..3000).map(|n| format!("link set {} alias number{n}\n", pair.host)).collect();
+        node::ip_batch(&lines);
+        let late = Pair::create();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        loop {
+            tokio::time::timeout_at(deadline, wake.notified()).await.expect("wakes");
+            if link::links().unwrap().iter().any(|link| link.name == late.host) {
+                break;
+            }
+        }
+        // It goes on after that.
+        while timeout(Duration::from_millis(800), wake.notified()).await.is_ok() {}
+        let next = Pair::create();
+        timeout(Duration::from_secs(5), wake.notified()).await.expect("wakes for the next");
+        drop(next);
+        trigger.request();
+    };
+    let (watched, ()) = tokio::join!(watching, check);
+    watched.unwrap();
+}

@@ -5,8 +5,8 @@ use crate::key::{
 };
 use crate::redirect::{Original, RedirectKey, RedirectTo};
 use crate::state::{
-    BucketKey, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy, Process,
-    Range, Rate, Reply, Seen, SeenKey, Tally,
+    BucketKey, Config, Counter, CounterKey, Exact, Exception, Exposed, PlaceKey, Pod, Policy,
+    Process, Range, Rate, Reply, Seen, SeenKey, Tally,
 };
 
 macro_rules! plain_bytes {
@@ -29,6 +29,7 @@ plain_bytes!(
     ExactKey,
     Exception,
     ExceptionKey,
+    Exposed,
     GatewayId,
     NamespaceId,
     Original,

@@ -7,6 +7,7 @@ use egress_common::Mode;
 
 use super::Propagation;
 use crate::datapath::HookStatus;
+use crate::exposure::Exposures;
 use crate::names::Names;
 use crate::policy::{
     Desired, Origin, Problem, ProblemCode, Rejection, RejectionCount, Snapshot, Tables,
@@ -46,6 +47,8 @@ pub struct AgentState {
     pub beat: u64,
     /// What DNS told the pods; the same value in every state.
     pub names: Names,
+    /// Who was not wholly covered, for how long, and what passed meanwhile.
+    pub exposures: Arc<Exposures>,
 }
 
 /// How well the registry is known.
@@ -137,6 +140,7 @@ impl AgentState {
             propagation: Propagation::default(),
             beat: crate::clock::boot_clock(),
             names: Names::default(),
+            exposures: Arc::default(),
         }
     }
 }

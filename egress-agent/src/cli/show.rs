@@ -29,6 +29,16 @@ fn name(value: &Value) -> String {
     format!("{}/{}", text(&value["namespace"]), text(&value["name"]))
 }
 
+/// How long a pod was not wholly covered, and what passed of it.
+fn exposure(exposure: &Value) -> String {
+    if exposure.is_null() {
+        return "-".to_owned();
+    }
+    let now = exposure["reason"].as_str().map(|reason| format!(", {reason}")).unwrap_or_default();
+    let (seconds, packets) = (text(&exposure["seconds"]), text(&exposure["packets"]));
+    format!("{seconds} s, {packets} packets{now}")
+}
+
 /// `status` for people.
 pub fn status(status: &Value) -> String {
     let mut out = String::new();
@@ -60,7 +70,7 @@ pub fn status(status: &Value) -> String {
         let state = if attached { "attached".to_owned() } else { text(&hook["detail"]) };
         hooks.add_row([text(&hook["hook"]), text(&hook["target"]), state]);
     }
-    let mut pods = table(&["POD", "POLICY", "MODE", "CAPTURE", "STATE"]);
+    let mut pods = table(&["POD", "POLICY", "MODE", "CAPTURE", "STATE", "UNENFORCED"]);
     for pod in rows(&status["pods"]) {
         pods.add_row([
             name(&pod["pod"]),
@@ -68,6 +78,7 @@ pub fn status(status: &Value) -> String {
             text(&pod["mode"]),
             text(&pod["capture"]),
             text(&pod["state"]),
+            exposure(&pod["exposure"]),
         ]);
     }
     let mut gateways = table(&["GATEWAY", "ENDPOINT", "STATE", "POD"]);

@@ -41,6 +41,8 @@ pub struct Applied {
     pub attached: usize,
     /// Interfaces let go.
     pub detached: usize,
+    /// Interfaces that were left for the next apply, because this one has taken long enough.
+    pub pending: usize,
     /// What could not be done for single interfaces, and why.
     pub warnings: Vec<String>,
 }

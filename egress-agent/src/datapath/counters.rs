@@ -43,7 +43,7 @@ struct Counters {
     losses: PerCpuArray<MapData, u64>,
 }
 
-fn open<T: TryFrom<Map, Error = MapError>>(
+pub(super) fn open<T: TryFrom<Map, Error = MapError>>(
     pins: &Path,
     map: &'static str,
     kind: impl FnOnce(MapData) -> Map,

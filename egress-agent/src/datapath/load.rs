@@ -50,7 +50,7 @@ pub(super) const UPLINK_HOOK: Hook =
     Hook { name: "uplink_egress", attach: bpf_attach_type::BPF_TCX_EGRESS };
 
 /// Maps that outlive the agent.
-pub(super) const PINNED: [&str; 24] = [
+pub(super) const PINNED: [&str; 25] = [
     "CONFIG",
     "HEARTBEAT",
     "POLICIES",
@@ -69,6 +69,7 @@ pub(super) const PINNED: [&str; 24] = [
     "COUNTERS",
     "NODE_COUNTERS",
     "LOSSES",
+    "EXPOSED",
     "SEEN",
     "ANSWERS",
     "ANSWER_LOSSES",

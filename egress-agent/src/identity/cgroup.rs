@@ -23,6 +23,15 @@ pub struct Kubepods {
     pub level: u8,
 }
 
+/// Ages of pods' cgroups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Births {
+    /// No later than when each was first looked into: wall clock, nanoseconds since the epoch; by id.
+    pub born: BTreeMap<u64, i128>,
+    /// The pod's cgroup of each cgroup right below one.
+    pub below: BTreeMap<u64, u64>,
+}
+
 /// Inode of the root of the cgroup v2 hierarchy, whose id is 1.
 const ROOT_INODE: u64 = 1;
 
@@ -73,6 +82,27 @@ impl Kubepods {
         let mut pods = self.directories()?.into_iter();
         let own = pods.find(|(_, _, path)| holds(path, &process));
         Ok(own.map(|(uid, cgroup, _)| OwnPod { uid, cgroup }))
+    }
+
+    /// What the directories of pods say of their age, and which cgroups are right below one.
+    ///
+    /// # Errors
+    /// As [`pods`](Self::pods).
+    pub fn births(&self) -> Result<Births, IdentityError> {
+        let mut births = Births::default();
+        for (_, cgroup, path) in self.directories()? {
+            // The kernel keeps no birth of a cgroup. Its inode is made when somebody first looks into
+            // it, which its maker does at once, and its times begin there.
+            let Ok(metadata) = fs::metadata(&path) else { continue };
+            let seconds = i128::from(metadata.ctime()) * 1_000_000_000;
+            births.born.insert(cgroup, seconds + i128::from(metadata.ctime_nsec()));
+            let below = fs::read_dir(&path).into_iter().flatten().flatten();
+            let directories = below.filter_map(|entry| entry.metadata().ok());
+            for metadata in directories.filter(fs::Metadata::is_dir) {
+                births.below.insert(metadata.ino(), cgroup);
+            }
+        }
+        Ok(births)
     }
 
     /// UID, cgroup id and directory of every pod.

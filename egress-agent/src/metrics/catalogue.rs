@@ -10,6 +10,7 @@ use egress_common::{Mode, Reason, Verdict, dns};
 
 use crate::datapath::{hook_names, map_names};
 use crate::events::Mechanism;
+use crate::exposure::Unenforced;
 use crate::names::{Lost, Outcome};
 use crate::policy::{CoverageState, ProblemCode, RejectReason};
 
@@ -81,6 +82,7 @@ const DIRECTION: Label = words("direction", all!(Direction));
 const MODE: Label = words("mode", all!(Mode));
 const POLICY: Label = names("policy", "the `EgressPolicy`");
 const EXCEPTION: Label = names("exception", "the `EgressException`");
+const UNENFORCED: Label = words("reason", all!(Unenforced));
 const COVERAGE: Label = words("state", all!(CoverageState));
 const ENDPOINT: Label = words("state", || vec!["serving", "draining"]);
 const REJECTION: Label = words("reason", all!(RejectReason));
@@ -182,6 +184,10 @@ catalogue! {
             "Pods of this node, by state of coverage.";
         PolicyPods = Gauge "egress_policy_pods" [POLICY, MODE]
             "Pods of this node that a policy governs, by the mode in force for them.";
+        UnenforcedSeconds = Counter "egress_unenforced_seconds_total" [UNENFORCED]
+            "Time during which pods of this node were not wholly covered, summed over pods, by reason.";
+        UnenforcedPackets = Counter "egress_unenforced_packets_total" [UNENFORCED]
+            "Packets that passed of pods that were not wholly covered, by reason.";
         EnforcementMode = Gauge "egress_enforcement_mode" [MODE]
             "1 for the strictest mode in force.";
         ExceptionsInForce = Gauge "egress_exceptions_in_force" []

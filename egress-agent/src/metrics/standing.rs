@@ -9,11 +9,13 @@ use super::Metric;
 use super::family::{Family, number};
 use crate::agent::AgentState;
 use crate::clock::boot_clock;
+use crate::exposure::Unenforced;
 use crate::policy::{CoverageState, ProblemCode, RejectReason};
 
 /// Everything the state says, and entries and room of the pods' counters.
 pub(super) fn standing(state: &AgentState, counters: (usize, u32)) -> Vec<Family> {
     let mut families = Vec::from(coverage(state));
+    families.extend(unenforced(state));
     families.extend(exceptions(state));
     families.extend(gateways(state));
     families.extend(registry(state));
@@ -45,6 +47,18 @@ fn coverage(state: &AgentState) -> [Family; 3] {
         mode.add(&[word.name()], f64::from(u8::from(state.mode() == *word)));
     }
     [pods, governed, mode]
+}
+
+/// Who was not wholly covered.
+fn unenforced(state: &AgentState) -> [Family; 2] {
+    let mut seconds = Family::new(Metric::UnenforcedSeconds);
+    let mut packets = Family::new(Metric::UnenforcedPackets);
+    for reason in Unenforced::ALL {
+        let total = state.exposures.total(reason);
+        seconds.add(&[reason.name()], number(total.nanoseconds) / 1e9);
+        packets.add(&[reason.name()], number(total.packets));
+    }
+    [seconds, packets]
 }
 
 /// What is let through until a time.
