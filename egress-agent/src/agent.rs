@@ -4,6 +4,7 @@ mod account;
 mod ending;
 mod inputs;
 mod lease;
+mod naming;
 mod propagation;
 mod report;
 mod state;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use egress_common::state::Pod as KernelPod;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::cli::Run;
 use crate::clock::{BootEpoch, boot_clock};
@@ -25,10 +26,10 @@ use crate::identity::cgroup::Kubepods;
 use crate::identity::{cgroup, link, uplink};
 use crate::lock::Lock;
 use crate::metrics::serve::Access;
-use crate::policy::{Mark, RejectionCount, Snapshot};
+use crate::policy::{Mark, RejectionCount, Resolved, Snapshot};
 use crate::registry::{Published, Registry, report_changes};
 use crate::supervise::{self, Shutdown, Tasks};
-use crate::{admin, events, metrics, registry};
+use crate::{admin, events, metrics, names, registry};
 
 use account::Account;
 pub use ending::{RunError, causes};
@@ -51,6 +52,7 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     let lease = file.lease(&path)?;
     let most_series = file.max_series(&path)?;
     let mark = file.mark(&path)?;
+    let settings = file.names(&path)?;
     let node = arguments.node_name.clone().or_else(|| file.node_name.clone());
     let registry = Registry::open(&arguments.registry, node.as_deref()).await?;
     let _lock = Lock::take(&arguments.datapath.run_dir)?;
@@ -108,8 +110,15 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         unknown_pod: file.unknown_pod(),
         lease,
         mark,
+        names: settings.enabled,
+        grace: u64::try_from(settings.grace.as_nanos()).unwrap_or(u64::MAX),
         not_pods: file.not_pods,
         epoch: BootEpoch::now(),
+    };
+    let read = names::Inputs {
+        settings,
+        cluster: inputs.cluster.clone(),
+        history: arguments.datapath.run_dir.join("names.json"),
     };
     // Probes answer from the start; nothing else does before the first snapshot is applied.
     let readiness = metrics::Readiness::default();
@@ -130,6 +139,9 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         let (mut enforcer, states) = Enforcer::start(inputs, loaded, published, account)?;
         readiness.ready(states.clone(), counting.attached()?, desk.counts());
         let mut tasks = Tasks::default();
+        let findings = enforcer.read_names(&mut tasks, &states, read, &until)?;
+        let names = states.borrow().names.clone();
+        let desk = desk.naming(Arc::new(move |pod, ip| names.host(pod, ip))).finding(findings);
         enforcer.report(&mut tasks, &states, desk, admin, &until)?;
         tasks.start("counters", metrics::keep(readiness, until.clone()));
         tasks.start("node report", report::keep(states, report, until.clone()));
@@ -176,6 +188,10 @@ struct Enforcer {
     registry: Published,
     publish: watch::Sender<Arc<AgentState>>,
     told: BTreeSet<String>,
+    /// Addresses for limited gateways, from whoever reads DNS answers.
+    admit: mpsc::Sender<names::Admission>,
+    admissions: mpsc::Receiver<names::Admission>,
+    resolved: Resolved,
     account: Account,
     /// Interfaces that are still to be attached.
     pending: usize,
@@ -192,7 +208,9 @@ impl Enforcer {
     ) -> anyhow::Result<(Self, States)> {
         let snapshot = Arc::clone(&registry.snapshots.borrow_and_update());
         let (actual, verified) = (loaded.actual()?, loaded.held());
-        let view = View { held: &actual, known: &[], verified, no_redirect: loaded.no_redirect() };
+        let resolved = Resolved::adopt(&actual, boot_clock(), inputs.grace);
+        let (known, no_redirect) = (&[], loaded.no_redirect());
+        let view = View { held: &actual, known, verified, no_redirect, resolved: &resolved };
         let (mut desired, fit) = inputs.fitting(&snapshot, view, loaded.capacities())?;
         let refused = match fit {
             Ok(()) => None,
@@ -214,7 +232,7 @@ impl Enforcer {
             let (held, verified) = (attached.actual()?, attached.verified());
             let known = &desired.coverage;
             let no_redirect = attached.no_redirect();
-            let view = View { held: &held, known, verified, no_redirect };
+            let view = View { held: &held, known, verified, no_redirect, resolved: &resolved };
             desired = inputs.compile(&snapshot, view)?;
             applied = attached.apply(&desired.tables, desired.may_remove)?;
         }
@@ -240,13 +258,26 @@ impl Enforcer {
             registry: Known::of(&registry.health.borrow()),
             propagation: Propagation::default(),
             beat: boot_clock(),
+            names: names::Names::default(),
             exposures: Arc::default(),
         };
         state.count_rejections();
         report_changes(&[], &state.compiled_problems());
         let (publish, states) = watch::channel(Arc::new(state));
-        let mut enforcer =
-            Self { inputs, attached, registry, publish, told: BTreeSet::new(), account, pending };
+        let (admit, admissions) = mpsc::channel(1024);
+        let told = BTreeSet::new();
+        let mut enforcer = Self {
+            inputs,
+            attached,
+            registry,
+            publish,
+            told,
+            admit,
+            admissions,
+            resolved,
+            account,
+            pending,
+        };
         enforcer.log(&applied);
         enforcer.take_account();
         Ok((enforcer, states))
@@ -296,6 +327,10 @@ impl Enforcer {
                 () = shutdown.requested() => return Ok(()),
                 changed = self.registry.snapshots.changed() => changed?,
                 () = wake.notified() => {}
+                Some(admission) = self.admissions.recv() => {
+                    self.admit(&admission);
+                    continue;
+                }
                 () = tokio::time::sleep(BREATH), if self.pending > 0 => {
                     self.pending = self.attached.link_pending()?;
                     if self.pending > 0 {
@@ -354,8 +389,10 @@ impl Enforcer {
             tracing::warn!(seconds = seconds as i64, "clock was set; ends of exceptions move");
         }
         let redirects = no_redirect.as_deref() == self.attached.no_redirect();
+        let expired = self.resolved.expire(boot_clock());
         // What was attached elsewhere or anew may have other pods below it.
-        Ok(changed || moved.is_some() || !redirects || self.is_bounded_elsewhere())
+        let attached = changed || !redirects || self.is_bounded_elsewhere();
+        Ok(expired || attached || moved.is_some())
     }
 
     /// Whether the boundary is attached elsewhere than what the kernel was told.
@@ -377,6 +414,7 @@ impl Enforcer {
             known: &last.coverage,
             verified: self.attached.verified(),
             no_redirect: self.attached.no_redirect(),
+            resolved: &self.resolved,
         };
         let desired = match self.inputs.fitting(&snapshot, view, self.attached.capacities()) {
             // What does not fit is refused by the datapath, which says so.

@@ -14,6 +14,7 @@ use egress_common::Mode;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::names::Settings;
 use crate::policy::{ClusterConfig, Mark};
 use crate::registry::allowed_range;
 pub use datapath::Datapath;
@@ -45,6 +46,37 @@ pub struct File {
     pub health: HealthProbes,
     /// Events.
     pub events: Events,
+    /// What DNS tells the pods.
+    pub names: Names,
+}
+
+/// What DNS tells the pods.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Names {
+    /// Whether answers are read; true by default.
+    pub enabled: bool,
+    /// How long a registered host is learned after its first answer, before it can drift; `24h` by
+    /// default. With `0` its first answer is all there is to learn.
+    pub learning: Option<String>,
+    /// How long an address counts beyond its TTL; `5m` by default.
+    pub grace: Option<String>,
+    /// Domains whose names may lead inside the cluster; `cluster.local` by default.
+    pub internal_domains: Vec<String>,
+    /// Ranges where no name of the outside may lead, beside those of cluster and nodes.
+    pub internal_ranges: Vec<IpNet>,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            learning: None,
+            grace: None,
+            internal_domains: vec!["cluster.local".to_owned()],
+            internal_ranges: Vec::new(),
+        }
+    }
 }
 
 /// Verdict for pods the agent has not learned.
@@ -269,14 +301,7 @@ impl File {
         let Some(text) = &self.lease else {
             return Ok(Duration::from_secs(30));
         };
-        let span = if text == "0" {
-            Ok(Duration::ZERO)
-        } else {
-            text.parse::<jiff::SignedDuration>()
-                .map_err(|error| error.to_string())
-                .and_then(|span| Duration::try_from(span).map_err(|error| error.to_string()))
-        };
-        match span {
+        match span(text) {
             Ok(span) if span.is_zero() || span >= Duration::from_secs(3) => Ok(span),
             Ok(_) => Err(wrong(format!(
                 "lease: {text} is shorter than three heartbeats of one second; write 3s or more, \
@@ -286,6 +311,42 @@ impl File {
                 Err(wrong(format!("lease: `{text}` is no span of time like 30s: {error}")))
             }
         }
+    }
+
+    /// What the operator says of names.
+    ///
+    /// # Errors
+    /// When a span of time is none, or a domain is no name.
+    pub fn names(&self, path: &Path) -> Result<Settings, ConfigError> {
+        let wrong = |message| ConfigError::Value { path: path.to_owned(), message };
+        let read = |key: &str, text: &Option<String>, default: Duration| match text {
+            None => Ok(default),
+            Some(text) => span(text).map_err(|error| {
+                wrong(format!("names.{key}: `{text}` is no span of time like 5m: {error}"))
+            }),
+        };
+        let Names { enabled, learning, grace, internal_domains, internal_ranges } = &self.names;
+        let domain = |(i, text): (usize, &String)| {
+            let domain = text.trim_matches('.').to_ascii_lowercase();
+            if domain.is_empty() || domain.contains(['*', '/', ' ']) {
+                return Err(wrong(format!(
+                    "names.internalDomains[{i}]: `{text}` is no domain; write corp.example, which \
+                     stands for itself and every name below it"
+                )));
+            }
+            Ok(domain)
+        };
+        Ok(Settings {
+            enabled: *enabled,
+            learning: read("learning", learning, Duration::from_secs(24 * 3600))?,
+            grace: read("grace", grace, Duration::from_secs(300))?,
+            internal_domains: internal_domains
+                .iter()
+                .enumerate()
+                .map(domain)
+                .collect::<Result<_, _>>()?,
+            internal_ranges: internal_ranges.clone(),
+        })
     }
 
     /// The bits that packets are marked with.
@@ -345,6 +406,15 @@ impl File {
             UnknownPod::Deny => Mode::Enforce,
         }
     }
+}
+
+/// A span of time such as `30s`; `0` for none.
+fn span(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let span = text.parse::<jiff::SignedDuration>().map_err(|error| error.to_string())?;
+    Duration::try_from(span).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -416,6 +486,27 @@ mod tests {
         ] {
             let error = mark(text).unwrap_err();
             assert!(error.contains("uplink.markMask") && error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_names_is_read_and_what_cannot_be_meant_is_refused() {
+        let names = |text: &str| parse(text).unwrap().names(Path::new("agent.yaml"));
+        let default = names("").unwrap();
+        assert!(default.enabled && default.internal_domains == ["cluster.local"]);
+        assert_eq!((default.learning.as_secs(), default.grace.as_secs()), (86_400, 300));
+        let given =
+            names("names: {enabled: false, learning: \"0\", internalDomains: [.Corp.Example.]}")
+                .unwrap();
+        assert!(!given.enabled && given.learning.is_zero());
+        assert_eq!(given.internal_domains, ["corp.example"]);
+        for (text, expected) in [
+            ("names: {learning: soon}", "names.learning: `soon`"),
+            ("names: {grace: -5s}", "names.grace: `-5s`"),
+            ("names: {internalDomains: [\"*.corp\"]}", "names.internalDomains[0]"),
+        ] {
+            let error = names(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
         }
     }
 

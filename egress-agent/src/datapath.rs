@@ -7,6 +7,7 @@
 //!
 //! Invariant: nothing here knows where a policy came from, and nothing else imports aya.
 
+mod answers;
 mod attach;
 mod counters;
 mod diff;
@@ -21,6 +22,7 @@ mod uninstall;
 
 use std::path::{Path, PathBuf};
 
+pub use answers::AnswerRing;
 pub use attach::{Applied, Attached};
 pub use counters::{CounterReader, EventRing, EventTally, Readings};
 pub use diff::{Capacities, Plan, REDIRECTS, Refused, diff};

@@ -11,6 +11,7 @@ mod aggregate;
 mod attribute;
 mod compact;
 mod containers;
+mod dns;
 mod mechanism;
 mod ocsf;
 mod outlet;
@@ -27,11 +28,12 @@ use egress_common::event::{BadSample, Event};
 use egress_common::key::PodId;
 use egress_common::state::{Tally, tally};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::agent::AgentState;
 use crate::config::EventFormat;
 use crate::identity::cgroup::Kubepods;
+use crate::names::Finding;
 use crate::supervise::{self, Shutdown};
 use aggregate::{Aggregates, Report};
 use attribute::{Named, attribute};
@@ -73,6 +75,7 @@ pub struct Desk {
     counts: EventCounts,
     containers: Containers,
     name_of: NameOf,
+    findings: Option<mpsc::Receiver<Finding>>,
     aggregates: Aggregates,
     waiting: Vec<Record>,
     /// `None` while it is written to.
@@ -92,6 +95,7 @@ impl Desk {
             counts: EventCounts::default(),
             containers,
             name_of: Arc::new(|_, _| None),
+            findings: None,
             aggregates: Aggregates::default(),
             waiting: Vec::new(),
             outlet: Some(outlet),
@@ -103,6 +107,31 @@ impl Desk {
     #[must_use]
     pub fn naming(self, name_of: NameOf) -> Self {
         Self { name_of, ..self }
+    }
+
+    /// Tells what is wrong with DNS answers as well.
+    #[must_use]
+    pub fn finding(self, findings: mpsc::Receiver<Finding>) -> Self {
+        Self { findings: Some(findings), ..self }
+    }
+
+    /// Puts what is wrong with DNS answers in line, in the same sequence. It stands for no decision.
+    fn queue_findings(&mut self, state: &AgentState) {
+        let node = state.node.as_deref().unwrap_or_default();
+        while self.waiting.len() < WAITING
+            && let Some(finding) = self.findings.as_mut().and_then(|found| found.try_recv().ok())
+        {
+            let mut sequence = 0;
+            self.counts.add(|tally| {
+                tally.sequence += 1;
+                sequence = tally.sequence;
+            });
+            let line = match self.format {
+                EventFormat::Compact => dns::line(&finding),
+                EventFormat::Ocsf => dns::object(&finding, node, sequence).to_string(),
+            };
+            self.waiting.push(Record { line, own: 0 });
+        }
     }
 
     /// What is told of it.
@@ -253,6 +282,7 @@ pub async fn run(
             let state = Arc::clone(&states.borrow());
             desk.queue(&reports, &state);
         }
+        desk.queue_findings(&Arc::clone(&states.borrow()));
         let tally = desk.counts.tally();
         if tally != kept {
             keep(tally);

@@ -16,6 +16,7 @@ mod generated;
 pub mod identity;
 pub mod lock;
 pub mod metrics;
+pub mod names;
 pub mod netlink;
 pub mod policy;
 pub mod registry;

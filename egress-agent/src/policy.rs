@@ -20,13 +20,16 @@ pub mod compile;
 pub mod desired;
 pub mod explain;
 pub mod mesh;
+pub mod registered;
 pub mod rejection;
+pub mod resolved;
 pub mod snapshot;
 pub mod tables;
 pub mod well_known;
 
 pub use desired::{Coverage, CoverageState, Desired, GatewayEndpoint, GatewayState, Narrowed};
 pub use rejection::{RejectReason, Rejection, RejectionCount};
+pub use resolved::Resolved;
 pub use snapshot::{
     ConnectionRate, Declaration, EgressException, EgressPolicy, ExactAddress, GatewayRef,
     GatewayTarget, Interception, Node, Pod, RedirectPort, Selector, Service, ServicePort, Slice,
@@ -196,6 +199,10 @@ pub struct NodeState {
     pub unknown_pod: Mode,
     /// Bits of the packet mark for the uplink.
     pub mark: Mark,
+    /// Addresses that DNS gave to pods of limited gateways.
+    pub resolved: Resolved,
+    /// Whether DNS answers toward governed pods and gateways' pods are read.
+    pub names: bool,
     /// Why connections cannot be redirected on this node, if they cannot.
     pub no_redirect: Option<String>,
     /// Heartbeat lease in nanoseconds; 0 for none.

@@ -109,8 +109,10 @@ const DNS_OVER_TLS: u16 = 853;
 /// 10. Named infrastructure, exact → allow `infrastructure`.
 /// 11. A node address listed exactly → allow `cluster`, else deny `node`; cluster ranges → allow
 ///     `cluster`.
-/// 12. Exception in force → allow `exception`.
-/// 13. Protocols other than TCP and UDP → deny `protocol`; everything else → deny `not_gateway`.
+/// 12. An address that DNS gave to a limited gateway's pods, exact, and for what is open one that was
+///     such → allow `resolved`. Exception in force → allow `exception`.
+/// 13. Protocols other than TCP and UDP → deny `protocol`; everything else → deny `not_gateway`, to a
+///     limited gateway's pod `unresolved`.
 /// 14. Whatever lines 8 to 12 allow, when the lease has expired and the policy denies new
 ///     connections then: what opens one, and datagrams → deny `policy_stale`.
 /// 15. Whatever lines 8 to 12 allow at the boundary, when its socket is known to be neither the
@@ -232,11 +234,12 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     if tunnel_end && unwraps(packet) {
         return Ruling::new(6, Reason::Tunnel);
     }
+    // Compared as a number: the verifier would walk what follows once for each variant.
     let target = match &exact {
-        Some(entry) => Target::from_number(entry.target),
-        None => None,
+        Some(entry) => entry.target,
+        None => 0,
     };
-    if matches!(target, Some(Target::HiddenExternal)) {
+    if target == Target::HiddenExternal.number() {
         return Ruling::new(6, Reason::HiddenExternal);
     }
     // 7, before the rest of 5: a node's probes may come from a link-local address.
@@ -252,7 +255,7 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     }
     // 8
     let ported = packet.protocol == protocol::TCP || packet.protocol == protocol::UDP;
-    if ported && packet.dst_port == DNS && matches!(target, Some(Target::Resolver)) {
+    if ported && packet.dst_port == DNS && target == Target::Resolver.number() {
         return Ruling::new(8, Reason::Resolver);
     }
     if ported && (packet.dst_port == DNS || packet.dst_port == DNS_OVER_TLS) {
@@ -260,12 +263,12 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
     }
     // 9
     if let Some(entry) = &exact {
-        if matches!(target, Some(Target::Gateway)) {
+        if target == Target::Gateway.number() {
             let over = packet.opens() && lookup.over_rate(who, entry.gateway);
             let reason = if over { Reason::RateLimited } else { Reason::Gateway };
             return Ruling::about(9, reason, entry.gateway);
         }
-        if matches!(target, Some(Target::Draining)) {
+        if target == Target::Draining.number() {
             let reason = if packet.opens() { Reason::GatewayDraining } else { Reason::Gateway };
             return Ruling::about(9, reason, entry.gateway);
         }
@@ -277,11 +280,11 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
         return Ruling::new(9, Reason::GatewayForbidden);
     }
     // 10
-    if matches!(target, Some(Target::Infrastructure)) {
+    if target == Target::Infrastructure.number() {
         return Ruling::new(10, Reason::Infrastructure);
     }
     // 11
-    if matches!(target, Some(Target::Node)) {
+    if target == Target::Node.number() {
         return Ruling::new(11, Reason::Cluster);
     }
     if nets.has(range::NODE) {
@@ -291,11 +294,15 @@ fn governed<L: Lookup>(who: &Subject, packet: &Packet, lookup: &L) -> Ruling {
         return Ruling::new(11, Reason::Cluster);
     }
     // 12
+    let resolved = target == Target::Resolved.number();
+    if resolved || (target == Target::Earlier.number() && !packet.opens()) {
+        return Ruling::new(12, Reason::Resolved);
+    }
     if nets.exceptions != 0 && excepted(packet, nets.exceptions, lookup) {
         return Ruling::new(12, Reason::Exception);
     }
     // 13
-    let reason = if ported { Reason::NotGateway } else { Reason::Protocol };
+    let reason = if ported { who.outside } else { Reason::Protocol };
     Ruling::new(13, reason)
 }
 
@@ -337,7 +344,9 @@ fn named(entry: &Exact) -> Reason {
         Some(Target::Resolver) => Reason::Resolver,
         Some(Target::Infrastructure) => Reason::Infrastructure,
         Some(Target::Node) => Reason::Cluster,
-        Some(Target::HiddenExternal) | None => Reason::HiddenExternal,
+        Some(Target::HiddenExternal | Target::Resolved | Target::Earlier) | None => {
+            Reason::HiddenExternal
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The contract between the kernel programs and the agent.
 //!
 //! Everything both sides must agree on lives here and only here: the bytes of every map key, map
-//! value and ring record ([`key`], [`state`], [`event`]), the closed list of reasons ([`reason`]),
+//! value and ring record ([`key`], [`state`], [`event`], [`dns`]), the closed list of reasons ([`reason`]),
 //! the facts a hook knows about a packet ([`packet`]) and the one function that turns those facts
 //! into a verdict ([`decide`]), with the rule
 //! for what is rewritten instead of refused ([`redirect`]).
@@ -13,6 +13,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 pub mod decide;
+pub mod dns;
 pub mod event;
 pub mod key;
 pub mod packet;

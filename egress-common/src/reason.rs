@@ -86,6 +86,8 @@ closed_enum! {
         Exception = 8 "exception",
         /// A connection to the outside that was rewritten to an endpoint of a gateway.
         Redirected = 9 "redirected",
+        /// An address that DNS gave to a limited gateway for a registered host.
+        Resolved = 10 "resolved",
         /// A VLAN tag, or an ethertype other than IPv4, IPv6 and ARP.
         Ethertype = 32 "ethertype",
         /// Truncated or inconsistent headers, IPv4 options, IPv6 extension headers, inexact ARP.
@@ -126,6 +128,8 @@ closed_enum! {
         ForeignSocket = 50 "foreign_socket",
         /// The policy redirects this port, and its gateways have no healthy endpoint for it.
         RedirectUnavailable = 51 "redirect_unavailable",
+        /// A limited gateway's own traffic to an address that no answer gave it for a registered host.
+        Unresolved = 52 "unresolved",
     }
 }
 
@@ -191,6 +195,7 @@ mod tests {
                 (7, "cluster"),
                 (8, "exception"),
                 (9, "redirected"),
+                (10, "resolved"),
                 (32, "ethertype"),
                 (33, "malformed"),
                 (34, "fragment"),
@@ -211,6 +216,7 @@ mod tests {
                 (49, "policy_stale"),
                 (50, "foreign_socket"),
                 (51, "redirect_unavailable"),
+                (52, "unresolved"),
             ]
         );
     }

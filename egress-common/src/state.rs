@@ -96,6 +96,11 @@ impl Pod {
     /// Of an interface: it leads to a pod that the agent has not learned. `id` is the interface's
     /// ([`PodId::of_interface`]), the addresses are those it was seen to carry.
     pub const UNLEARNED: u8 = 32;
+    /// Of an interface: the DNS answers that reach the pod are copied to the agent.
+    pub const NAMES: u8 = 64;
+    /// A gateway's pod whose own way out is limited to resolved addresses
+    /// ([`Target::Resolved`]).
+    pub const LIMITED: u8 = 128;
     /// A uid and gid that no process has.
     pub const NO_PROXY: u32 = u32::MAX;
 }
@@ -185,6 +190,8 @@ impl BucketKey {
     pub const POD_EVENTS: u32 = 3;
     /// Events of the node; the number is zero.
     pub const NODE_EVENTS: u32 = 4;
+    /// DNS answers of one pod.
+    pub const POD_ANSWERS: u32 = 5;
 }
 
 /// New decisions of one pod that may be told: what one pod puts into the ring.
@@ -209,6 +216,10 @@ closed_enum! {
         Node = 5 "node",
         /// A Service port that ends outside the cluster.
         HiddenExternal = 6 "hidden_external",
+        /// An address that an answer gave to a limited gateway, for a registered host.
+        Resolved = 7 "resolved",
+        /// One that was such a while ago: what is open goes on.
+        Earlier = 8 "earlier",
     }
 }
 

@@ -39,8 +39,8 @@ pub struct Subject {
     pub guarded: bool,
     /// Its policy redirects some ports of the outside.
     pub redirects: bool,
-    /// Zero.
-    pub pad: u8,
+    /// Why it is denied what lies outside: a limited gateway's pod, for another reason than others.
+    pub outside: Reason,
 }
 
 impl Subject {
@@ -82,7 +82,10 @@ impl Subject {
                 .is_some_and(|policy| policy.deny_response == DenyResponse::Reset.number()),
             guarded: false,
             redirects: policy.is_some_and(|policy| policy.redirect != 0),
-            pad: 0,
+            outside: match pod.flags & Pod::LIMITED {
+                0 => Reason::NotGateway,
+                _ => Reason::Unresolved,
+            },
         }
     }
 
@@ -106,7 +109,7 @@ impl Subject {
             answers: false,
             guarded: false,
             redirects: false,
-            pad: 0,
+            outside: Reason::NotGateway,
         }
     }
 

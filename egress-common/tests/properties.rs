@@ -79,7 +79,7 @@ fn subject() -> impl Strategy<Value = Subject> {
             answers: false,
             guarded: false,
             redirects: false,
-            pad: 0,
+            outside: Reason::NotGateway,
         },
     )
 }

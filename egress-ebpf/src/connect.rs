@@ -77,9 +77,14 @@ pub(crate) fn call(ctx: &SockAddrContext, hook: Hook) -> Verdict {
     verdict
 }
 
-/// Whether what this process dials is what leaves the pod.
+/// Whether what this process dials is what leaves the pod, and would be denied a moment later too: a
+/// limited gateway may dial an address before the agent has read the answer that gave it. Its SYN is
+/// dropped in silence and sent again, which an `EPERM` would not be.
 #[inline(always)]
 fn certain(pod: &Pod, uid_gid: u64) -> bool {
+    if pod.flags & Pod::LIMITED != 0 {
+        return false;
+    }
     if pod.capture == Capture::None.number() {
         return true;
     }

@@ -24,6 +24,7 @@ mod forget;
 mod listen;
 mod log;
 mod maps;
+mod names;
 mod packet;
 mod rate;
 mod redirect;

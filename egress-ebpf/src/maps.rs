@@ -96,6 +96,13 @@ pub(crate) static PROCESSES: LruHashMap<u64, Process> = LruHashMap::with_max_ent
 /// What the agent did with the events it read. Only the agent reads and writes it.
 #[map]
 static TALLY: Array<Tally> = Array::with_max_entries(1, 0);
+/// DNS answers toward pods. Room for one pod's burst of the largest.
+#[map]
+pub(crate) static ANSWERS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
+/// Answers that were not copied, by [`egress_common::dns::loss`].
+#[map]
+pub(crate) static ANSWER_LOSSES: PerCpuArray<u64> =
+    PerCpuArray::with_max_entries(egress_common::dns::loss::SLOTS, 0);
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 

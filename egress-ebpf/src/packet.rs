@@ -16,6 +16,7 @@ use crate::flow::Toward;
 use crate::forget::{forget_packet, forget_ruling, forget_subject, forget_verdict, unknown_zero};
 use crate::listen::Listeners;
 use crate::maps::{self, Local, Stage, Tables};
+use crate::names;
 use crate::wire::{self, Bytes};
 
 /// In every network namespace the loopback device is the first.
@@ -114,7 +115,8 @@ pub(crate) fn uplink_egress(ctx: &TcContext) -> Verdict {
     verdict
 }
 
-/// Remembers what remotes open toward a pod that is governed or not learned, and counts what gateways send it.
+/// Remembers what remotes open toward a pod that is governed or not learned, counts what gateways
+/// send it, and copies what resolvers answer; of a pod that nobody governs nothing but the last.
 #[inline(always)]
 pub(crate) fn pod_ingress(ctx: &TcContext) {
     let skb = maps::skb(ctx);
@@ -125,7 +127,8 @@ pub(crate) fn pod_ingress(ctx: &TcContext) {
     let Some(pod) = maps::by_interface(ifindex) else {
         return;
     };
-    if pod.policy == PolicyId::NONE && pod.flags & Pod::UNLEARNED == 0 {
+    let judged = pod.policy != PolicyId::NONE || pod.flags & Pod::UNLEARNED != 0;
+    if !judged && !(pod.flags & Pod::NAMES != 0 && names::may_answer(skb)) {
         return;
     }
     let Some(packet) = maps::scratch(Hook::PodIngress) else {
@@ -136,10 +139,17 @@ pub(crate) fn pod_ingress(ctx: &TcContext) {
     if !matches!(packet.shape, Shape::Ip) || !pod.owns(&packet.dst) {
         return;
     }
+    if !judged {
+        names::copy(skb, pod, packet, now);
+        return;
+    }
     let tables = Tables { now, config: &config, stage: Stage::Early };
     let sender = ExactKey::new(pod.policy, packet.src, packet.protocol, packet.src_port);
     if let Some(entry) = tables.exact(&sender) {
         let target = Target::from_number(entry.target);
+        if matches!(target, Some(Target::Resolver)) && pod.flags & Pod::NAMES != 0 {
+            names::copy(skb, pod, packet, now);
+        }
         if matches!(target, Some(Target::Gateway | Target::Draining)) {
             let amount = Counter { connections: 0, packets: 1, bytes: u64::from(len) };
             count(pod.id, received(entry.gateway), Verdict::Allow, Direction::Rx, &amount);
@@ -237,8 +247,8 @@ fn read_frame(skb: *mut __sk_buff, packet: &mut Packet) {
 }
 
 /// Packet bytes read in place.
-struct Linear {
-    skb: *mut __sk_buff,
+pub(crate) struct Linear {
+    pub(crate) skb: *mut __sk_buff,
 }
 
 impl Linear {
@@ -286,9 +296,9 @@ impl Bytes for Linear {
 }
 
 /// Packet bytes copied out: cgroup programs have no helper to pull them.
-struct Copied {
-    skb: *mut __sk_buff,
-    len: u32,
+pub(crate) struct Copied {
+    pub(crate) skb: *mut __sk_buff,
+    pub(crate) len: u32,
 }
 
 impl Copied {

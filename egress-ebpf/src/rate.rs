@@ -5,6 +5,7 @@
 //! took. A bucket that cannot be made allows nothing.
 
 use egress_common::Subject;
+use egress_common::dns::ANSWER_RATE;
 use egress_common::key::{PodId, PolicyId};
 use egress_common::state::{BucketKey, NODE_EVENT_RATE, POD_EVENT_RATE, Policy, Rate, loss};
 
@@ -31,6 +32,19 @@ pub(crate) fn over(who: &Subject, policy: &Policy, now: u64, take: bool) -> bool
         fill(namespace, &policy.namespace_rate, now);
     }
     false
+}
+
+/// Takes a token for a DNS answer toward the pod; false where its bucket is empty.
+#[inline(always)]
+pub(crate) fn answer(pod: PodId, now: u64) -> bool {
+    let key = BucketKey { id: pod.0, kind: BucketKey::POD_ANSWERS, policy: PolicyId::NONE };
+    match room(&key, &ANSWER_RATE, now) {
+        Ok(bucket) => {
+            fill(bucket, &ANSWER_RATE, now);
+            true
+        }
+        Err(Full) => false,
+    }
 }
 
 /// Takes a token for an event of the pod, out of its own bucket and out of the node's; the index of

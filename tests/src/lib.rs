@@ -32,6 +32,7 @@ pub mod mesh;
 pub mod netns;
 pub mod process;
 pub mod prometheus;
+pub mod resolver;
 pub mod scenario;
 pub mod sniffer;
 pub mod sweep;

@@ -32,7 +32,7 @@ pub(crate) use prometheus::{promtool, server as prometheus};
 /// Something a task cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// `nft`, `ip`, `nsenter`: namespaces and redirection of the demo and the tests.
+    /// `nft`, `ip`, `nsenter`, `dnsmasq`: namespaces, redirection and names of the demo and the tests.
     Net,
     /// The standard library's source, from which `core` is built for the BPF target.
     StdSource,

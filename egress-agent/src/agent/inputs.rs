@@ -11,7 +11,7 @@ use crate::identity::cgroup::Kubepods;
 use crate::identity::{link, uplink};
 use crate::policy::compile::compile;
 use crate::policy::{
-    ClusterConfig, Coverage, Desired, Held, Mark, NodeState, OwnPod, Snapshot, Tables,
+    ClusterConfig, Coverage, Desired, Held, Mark, NodeState, OwnPod, Resolved, Snapshot, Tables,
 };
 
 /// What does not change while the agent runs, but for the clock.
@@ -24,6 +24,9 @@ pub(super) struct Inputs {
     pub(super) unknown_pod: Mode,
     pub(super) lease: Duration,
     pub(super) mark: Mark,
+    pub(super) names: bool,
+    /// How long an address that an earlier agent left counts, nanoseconds.
+    pub(super) grace: u64,
     pub(super) not_pods: Vec<String>,
     /// Where ends of exceptions are measured from; the beat follows the clocks.
     pub(super) epoch: BootEpoch,
@@ -40,6 +43,8 @@ pub(super) struct View<'a> {
     pub(super) verified: BTreeSet<u32>,
     /// Why connections cannot be redirected, if they cannot.
     pub(super) no_redirect: Option<&'a str>,
+    /// Addresses that DNS gave to pods of limited gateways.
+    pub(super) resolved: &'a Resolved,
 }
 
 impl Inputs {
@@ -81,7 +86,7 @@ impl Inputs {
     pub(super) fn compile(
         &self,
         snapshot: &Snapshot,
-        View { held, known, verified, no_redirect }: View<'_>,
+        View { held, known, verified, no_redirect, resolved }: View<'_>,
     ) -> anyhow::Result<Desired> {
         let node = NodeState {
             name: self.node.clone(),
@@ -102,6 +107,8 @@ impl Inputs {
             verified,
             unknown_pod: self.unknown_pod,
             mark: self.mark,
+            names: self.names,
+            resolved: resolved.clone(),
             no_redirect: no_redirect.map(str::to_owned),
             lease: u64::try_from(self.lease.as_nanos()).unwrap_or(u64::MAX),
             boot_epoch: self.epoch.nanoseconds(),

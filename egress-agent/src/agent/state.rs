@@ -9,6 +9,7 @@ use egress_common::Mode;
 use super::Propagation;
 use crate::datapath::HookStatus;
 use crate::exposure::Exposures;
+use crate::names::Names;
 use crate::policy::{
     Desired, Origin, Problem, ProblemCode, Rejection, RejectionCount, Snapshot, Tables,
 };
@@ -48,6 +49,8 @@ pub struct AgentState {
     pub propagation: Propagation,
     /// Boot clock of the last heartbeat, nanoseconds.
     pub beat: u64,
+    /// What DNS told the pods; the same value in every state.
+    pub names: Names,
     /// Who was not wholly covered, for how long, and what passed meanwhile.
     pub exposures: Arc<Exposures>,
 }
@@ -141,6 +144,7 @@ impl AgentState {
             registry: Known { at: Instant::now(), at_epoch: 1_700_000_000.0, connected: true },
             propagation: Propagation::default(),
             beat: crate::clock::boot_clock(),
+            names: Names::default(),
             exposures: Arc::default(),
         }
     }

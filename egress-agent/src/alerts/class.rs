@@ -49,7 +49,7 @@ impl DestinationClass {
     /// The class of a reason. Whoever adds a reason says here whether it wakes somebody.
     pub const fn of(reason: Reason) -> Self {
         match reason {
-            Reason::Gateway | Reason::Redirected => Self::Gateway,
+            Reason::Gateway | Reason::Redirected | Reason::Resolved => Self::Gateway,
             Reason::Cluster | Reason::Local | Reason::Reply => Self::Cluster,
             Reason::Resolver | Reason::Infrastructure => Self::Infrastructure,
             Reason::Exception => Self::Exception,
@@ -61,7 +61,8 @@ impl DestinationClass {
             | Reason::Tunnel
             | Reason::HiddenExternal
             | Reason::ForeignResolver
-            | Reason::ForeignSocket => Self::Bypass,
+            | Reason::ForeignSocket
+            | Reason::Unresolved => Self::Bypass,
             Reason::Ethertype
             | Reason::Malformed
             | Reason::Fragment

@@ -11,19 +11,20 @@ mod uplink;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use egress_common::state::Config;
+use egress_common::key::ExactKey;
+use egress_common::state::{Config, Exact};
 
 use super::diff::{diff, tightened};
 use super::load::{Loaded, Logger};
 use super::maps::Maps;
-use super::{Capacities, CounterReader, DatapathError, EventRing, EventTally, schema};
+use super::{AnswerRing, Capacities, CounterReader, DatapathError, EventRing, EventTally, schema};
 use crate::policy::Tables;
 use cgroup::cgroups;
 use chain::Chain;
 
 pub(super) use chain::Place;
 pub(super) use filter::clear as clear_filters;
-pub(super) use interface::places;
+pub(super) use interface::{ROUND, places};
 pub(super) use link::{FRESH, Links, unlink};
 
 /// What an apply did.
@@ -55,6 +56,7 @@ pub struct Attached {
     pub(super) links: Links,
     maps: Maps,
     events: Option<EventRing>,
+    answers: Option<AnswerRing>,
     logger: Option<Logger>,
     /// Why connections cannot be redirected, whatever is attached.
     unloaded: Option<String>,
@@ -84,6 +86,7 @@ impl Loaded {
             links: Links::new(self.options, self.programs, chain),
             maps: self.maps,
             events: Some(self.events),
+            answers: Some(self.answers),
             logger: self.logger,
             unloaded: self.no_redirect,
             no_redirect: None,
@@ -109,6 +112,14 @@ impl Attached {
         self.link_interfaces(false, &mut applied)?;
         self.maps.sweep_replies(|| cgroups(&self.kubepods))?;
         Ok(applied)
+    }
+
+    /// Enters exact entries of policies that are in force, outside of any plan.
+    ///
+    /// # Errors
+    /// When the table is full or cannot be written.
+    pub fn put_exact(&mut self, entries: &[(ExactKey, Exact)]) -> Result<(), DatapathError> {
+        self.maps.put_exact(entries)
     }
 
     /// Reads the kernel's tables back.
@@ -174,6 +185,11 @@ impl Attached {
     /// The event ring; `None` the second time.
     pub const fn take_events(&mut self) -> Option<EventRing> {
         self.events.take()
+    }
+
+    /// The ring of DNS answers; `None` the second time.
+    pub const fn take_answers(&mut self) -> Option<AnswerRing> {
+        self.answers.take()
     }
 
     /// The reader of debug lines, where kernel logging is on; `None` the second time.

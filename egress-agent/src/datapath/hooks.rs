@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::time::Instant;
 
 use nix::libc;
 
-use super::attach::{Attached, Place, places};
+use super::attach::{Attached, Place, ROUND, places};
 use super::load::{CGROUP_HOOKS, Hook, INTERFACE_HOOKS, PEER_HOOKS, UPLINK_HOOK};
 use super::sys::{self, LinkInfo, SysError};
 
@@ -86,7 +87,12 @@ impl Attached {
         if kubepods && let Err(error) = self.link_cgroup() {
             failed.push(("kubepods", error.to_string()));
         }
+        let start = Instant::now();
         for (place, attached) in places {
+            // Each takes the kernel's lock of interfaces; the next audit goes on.
+            if start.elapsed() > ROUND {
+                break;
+            }
             if let Err(error) = self.mend(place, attached) {
                 failed.push((place.hook.name, format!("ifindex {}: {error}", place.ifindex)));
             }

@@ -9,7 +9,7 @@ use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_attach_type;
 
 use super::maps::Maps;
-use super::{Capacities, DatapathError, EventRing, Options, make_dir, object, sys};
+use super::{AnswerRing, Capacities, DatapathError, EventRing, Options, make_dir, object, sys};
 use crate::policy::{OwnPod, Tables};
 
 /// One kernel program and where it goes.
@@ -50,7 +50,7 @@ pub(super) const UPLINK_HOOK: Hook =
     Hook { name: "uplink_egress", attach: bpf_attach_type::BPF_TCX_EGRESS };
 
 /// Maps that outlive the agent.
-pub(super) const PINNED: [&str; 23] = [
+pub(super) const PINNED: [&str; 25] = [
     "CONFIG",
     "HEARTBEAT",
     "POLICIES",
@@ -71,6 +71,8 @@ pub(super) const PINNED: [&str; 23] = [
     "LOSSES",
     "EXPOSED",
     "SEEN",
+    "ANSWERS",
+    "ANSWER_LOSSES",
     "PROCESSES",
     "TALLY",
     "EVENTS",
@@ -107,6 +109,7 @@ pub struct Loaded {
     pub(super) maps: Maps,
     pub(super) programs: Vec<Program>,
     pub(super) events: EventRing,
+    pub(super) answers: AnswerRing,
     pub(super) logger: Option<Logger>,
     /// Why the kernel has no [`PEER_HOOKS`], where it refused them.
     pub(super) no_redirect: Option<String>,
@@ -152,7 +155,8 @@ impl Loaded {
         };
         let maps = Maps::take(&mut ebpf)?;
         let events = EventRing::take(&mut ebpf)?;
-        Ok(Self { options: options.clone(), maps, programs, events, logger, no_redirect })
+        let answers = AnswerRing::take(&mut ebpf)?;
+        Ok(Self { options: options.clone(), maps, programs, events, answers, logger, no_redirect })
     }
 
     /// Why connections cannot be redirected on this node, if they cannot.

@@ -217,6 +217,12 @@ impl Maps {
         in_map("PODS", self.pods.insert(cgroup, pod, 0))
     }
 
+    /// Enters exact entries, outside of any plan.
+    pub(super) fn put_exact(&mut self, entries: &[(ExactKey, Exact)]) -> Result<(), DatapathError> {
+        let mut put = |(key, entry)| in_map("EXACT", self.exact.insert(key, entry, 0));
+        entries.iter().try_for_each(|(key, entry)| put((key, entry)))
+    }
+
     /// The agent's sign of life.
     pub(super) fn beat(&mut self, now: u64) -> Result<(), DatapathError> {
         in_map("HEARTBEAT", self.heartbeat.set(0, now, 0))

@@ -15,6 +15,10 @@ use std::path::Path;
 
 use aya_obj::generated::{bpf_attach_type, bpf_cmd};
 use nix::libc;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::AnswerRing;
 
 /// A `bpf(2)` command that failed.
 #[derive(Debug, thiserror::Error)]
@@ -265,4 +269,12 @@ fn c_path(path: &Path, call: &'static str) -> Result<CString, SysError> {
         object: path.display().to_string(),
         source: io::Error::new(io::ErrorKind::InvalidInput, error),
     })
+}
+
+/// Registers a ring with the runtime, to wait until it has something.
+pub(super) fn readable(ring: AnswerRing) -> io::Result<AsyncFd<AnswerRing>> {
+    // SAFETY: the ring owns its map's descriptor, gives no other while it lives, and lives as long as
+    // the value returned.
+    let registered = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+    registered.map_err(|error| error.into_parts().1)
 }

@@ -204,7 +204,7 @@ fn evades(capture: Capture, report: &Report) -> bool {
 }
 
 /// A boot-clock time on the wall clock.
-fn wall_clock(boot: u64) -> Timestamp {
+pub(super) fn wall_clock(boot: u64) -> Timestamp {
     let age = i128::from(boot_clock()) - i128::from(boot);
     let nanos = Timestamp::now().as_nanosecond() - age;
     Timestamp::from_nanosecond(nanos).unwrap_or(Timestamp::UNIX_EPOCH)

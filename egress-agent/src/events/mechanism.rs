@@ -201,7 +201,9 @@ pub(super) const fn is_about_the_destination(reason: Reason) -> bool {
         | Reason::UnknownPod
         | Reason::PolicyStale
         | Reason::ForeignSocket
-        | Reason::RedirectUnavailable => false,
+        | Reason::RedirectUnavailable
+        | Reason::Resolved
+        | Reason::Unresolved => false,
     }
 }
 

@@ -6,11 +6,12 @@
 //! never an address, a port or a host.
 
 use egress_common::state::{Direction, loss, tally};
-use egress_common::{Mode, Reason, Verdict};
+use egress_common::{Mode, Reason, Verdict, dns};
 
 use crate::datapath::{hook_names, map_names};
 use crate::events::Mechanism;
 use crate::exposure::Unenforced;
+use crate::names::{Lost, Outcome};
 use crate::policy::{CoverageState, ProblemCode, RejectReason};
 
 /// What a metric's number does.
@@ -99,6 +100,9 @@ const LOST_STATE: Label = words("what", || {
     loss::NAMES.into_iter().filter(others).chain(["totals"]).collect()
 });
 const MECHANISM: Label = words("mechanism", || Mechanism::ALL.map(Mechanism::name).into());
+const ANSWER: Label = words("result", all!(Outcome));
+const DNS_STAGE: Label =
+    words("stage", || dns::loss::NAMES.into_iter().chain(Lost::NAMES).collect());
 const VERSION: Label = names("version", "the agent's version");
 const SCHEMA: Label = names("schema", "number of the kernel tables' layout");
 
@@ -240,6 +244,16 @@ catalogue! {
         BypassAttempts = Counter "egress_workload_bypass_attempts_total"
             [NAMESPACE, WORKLOAD, MECHANISM]
             "Attempts of a workload to get around the gateways, by how, as far as events tell of them; since the agent's start.";
+    }
+    "Names" {
+        DnsAnswers = Counter "egress_dns_answers_total" [ANSWER]
+            "DNS messages toward governed pods and gateways' pods, by what they were, since the agent started.";
+        DnsRebinding = Counter "egress_dns_rebinding_total" [NAMESPACE, WORKLOAD]
+            "DNS answers in which an external name led inside: to the cluster, a node, the pod itself or the metadata service.";
+        DnsDrift = Counter "egress_dns_drift_total" [NAMESPACE, WORKLOAD]
+            "DNS answers in which a registered host led to where it was never seen, or is not expected.";
+        DnsLost = Counter "egress_dns_lost_total" [DNS_STAGE]
+            "DNS answers and what came of them that were lost, by the stage that lost them.";
     }
     "The agent" {
         LeaseAge = Gauge "egress_agent_lease_age_seconds" []

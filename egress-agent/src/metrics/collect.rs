@@ -15,6 +15,7 @@ use super::traffic::traffic;
 use crate::agent::AgentState;
 use crate::datapath::{DatapathError, Readings};
 use crate::events::{EventCounts, Mechanism};
+use crate::names::Class;
 
 /// Why a scrape failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,7 @@ pub(super) fn collect(
     let mut families = traffic(state, ledger, &readings.pods);
     families.extend(node(&readings.node));
     families.extend(events(state, &readings.losses, counts, unreadable));
+    families.extend(names(state));
     families.extend(standing(state, kernel));
     families.push(build_info());
     encode(families)
@@ -110,6 +112,29 @@ fn events(
         attempts.add(&[&namespace, &workload, mechanism.name()], number(count));
     }
     vec![lost, suppressed, tables, written, told, attempts]
+}
+
+/// What DNS told the pods.
+fn names(state: &AgentState) -> [Family; 4] {
+    let counts = state.names.counts();
+    let mut answers = Family::new(Metric::DnsAnswers);
+    for (outcome, count) in counts.outcomes() {
+        answers.add(&[outcome.name()], number(count));
+    }
+    let mut lost = Family::new(Metric::DnsLost);
+    for (stage, count) in counts.losses() {
+        lost.add(&[stage], number(count));
+    }
+    let by_workload = |metric, class| {
+        let mut family = Family::new(metric);
+        for ((namespace, workload), count) in counts.findings(class) {
+            family.add(&[&namespace, &workload], number(count));
+        }
+        family
+    };
+    let rebinding = by_workload(Metric::DnsRebinding, Class::Rebinding);
+    let drift = by_workload(Metric::DnsDrift, Class::Drift);
+    [answers, rebinding, drift, lost]
 }
 
 fn build_info() -> Family {

@@ -68,7 +68,9 @@ pub const fn is_outside(reason: Reason) -> bool {
         | Reason::Exception
         | Reason::ForeignResolver
         | Reason::Redirected
-        | Reason::RedirectUnavailable => true,
+        | Reason::RedirectUnavailable
+        | Reason::Resolved
+        | Reason::Unresolved => true,
         Reason::Exempt
         | Reason::Local
         | Reason::Reply

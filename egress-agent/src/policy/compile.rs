@@ -12,9 +12,11 @@ mod facts;
 mod gateway;
 mod hidden;
 mod identity;
+mod limit;
 mod link;
 mod narrow;
 mod orphan;
+mod places;
 mod ranges;
 mod redirect;
 mod select;
@@ -34,9 +36,11 @@ use facts::Facts;
 use gateway::Gateways;
 use hidden::Suspects;
 use identity::{Numbers, Variant, Variants};
+use limit::Limits;
 use narrow::Narrowing;
 use select::{Choice, Overlaps, Ranked, exceptions_for};
 
+pub use places::{Place, Places};
 pub use shadow::shadowed;
 
 /// Compiles a snapshot for one node.
@@ -54,8 +58,10 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
     desired.problems.extend(gateways.problems.iter().chain(&numbers.problems).cloned());
     desired.problems.extend(claim::problems(&snapshot.declarations, &gateways));
 
+    let limits = Limits::of(snapshot, &gateways);
     let mut variants = Variants::default();
-    let guard = pods(&facts, &gateways, &numbers, &mut variants, node, &mut desired);
+    let known = Known { facts: &facts, gateways: &gateways, limits: &limits, numbers: &numbers };
+    let guard = pods(&known, &mut variants, node, &mut desired);
 
     let suspects = Suspects::of(&facts);
     for (id, variant) in &variants.used {
@@ -73,6 +79,7 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
         desired.tables.policies.insert(*id, entry);
         desired.origins.policies.insert(*id, policy.origin.clone());
         exact::add(*id, variant, &facts, &gateways, &suspects, &mut desired);
+        limit::add(*id, variant, &facts, node, &mut desired);
         ranges::add(*id, variant, &facts, node, &mut desired);
     }
     exact::add_resolvers_of_unknown_pods(&facts, &mut desired);
@@ -95,16 +102,23 @@ pub fn compile(snapshot: &Snapshot, cluster: &ClusterConfig, node: &NodeState) -
     desired
 }
 
+/// What is known before the pods are looked at.
+struct Known<'a, 'b> {
+    facts: &'a Facts<'a>,
+    gateways: &'a Gateways,
+    limits: &'a Limits,
+    numbers: &'b Numbers<'a>,
+}
+
 /// Enters the pods of this node, notes which variants govern them, and says which mode the
 /// source guard needs.
 fn pods<'a>(
-    facts: &'a Facts<'a>,
-    gateways: &'a Gateways,
-    numbers: &Numbers<'a>,
+    known: &Known<'a, '_>,
     variants: &mut Variants<'a>,
     node: &NodeState,
     desired: &mut Desired,
 ) -> Mode {
+    let Known { facts, gateways, limits, numbers } = *known;
     let snapshot = facts.snapshot;
     let is_local = |pod: &&Pod| node.name.is_none() || pod.node == node.name;
     let local: Vec<&Pod> = snapshot.pods.values().filter(is_local).collect();
@@ -123,7 +137,10 @@ fn pods<'a>(
             choice = Choice { policy: None, state: CoverageState::Exempt, ..choice };
         }
         overlaps.add(&choice, pod);
-        let governing = choice.policy.filter(|_| choice.state == CoverageState::Covered);
+        let limit = (choice.state == CoverageState::Gateway).then(|| limits.of_pod(&pod.uid));
+        let limit = limit.flatten();
+        let covering = choice.policy.filter(|_| choice.state == CoverageState::Covered);
+        let governing = covering.or(limit);
         let mode = governing.map_or(Mode::Off, |policy| mode_of(pod, policy));
         let number = governing.map_or(PolicyId::NONE, |policy| {
             let exceptions = exceptions_for(snapshot, pod);
@@ -140,8 +157,11 @@ fn pods<'a>(
         let told = cgroup.is_some() && (pod.capture != Capture::Ambient || proxied);
         let host = if pod.host_network { KernelPod::HOST } else { 0 };
         let audited = governing.is_some_and(|policy| mode != policy.mode);
+        let named = node.names && (governing.is_some() || choice.state == CoverageState::Gateway);
         let flags = mesh
             | host
+            | if named { KernelPod::NAMES } else { 0 }
+            | if limit.is_some() { KernelPod::LIMITED } else { 0 }
             | if told { KernelPod::OWNER } else { 0 }
             | if audited { KernelPod::AUDITED } else { 0 };
         if let Some(cgroup) = cgroup {
@@ -248,4 +268,4 @@ fn configured(what: &str) -> Origin {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

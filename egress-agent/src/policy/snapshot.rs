@@ -1,6 +1,6 @@
 //! What the registry knows: the cluster's objects, reduced to what egress needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egress_common::Mode;
@@ -237,6 +237,8 @@ pub struct EgressPolicy {
     pub inbound_ranges: Vec<IpNet>,
     /// Ports of the outside whose connections go to the gateways, for pods without a proxy.
     pub redirect: Vec<RedirectPort>,
+    /// What happens to the gateways' own traffic where nothing resolved leads it.
+    pub gateway_egress: Mode,
     /// Connections each pod may open toward gateways.
     pub pod_rate: Option<ConnectionRate>,
     /// Connections all pods of a namespace on one node may open toward gateways.
@@ -356,6 +358,10 @@ pub struct EgressException {
     pub origin: Origin,
 }
 
+/// Annotation of a ServiceEntry: the ranges its hosts may resolve to, comma separated. What DNS
+/// answers beyond them is drift, without any learning.
+pub const EXPECTED_ADDRESSES: &str = "egress-enforcer.io/expected-addresses";
+
 /// A destination that a ServiceEntry declares; it classifies, and never widens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Declaration {
@@ -367,6 +373,14 @@ pub struct Declaration {
     pub addresses: Vec<IpNet>,
     /// Ports.
     pub ports: Vec<u16>,
+    /// What its hosts and endpoints are reached on: target ports where they differ.
+    pub dialled: BTreeSet<u16>,
+    /// Addresses of its endpoints.
+    pub endpoints: Vec<IpAddr>,
+    /// Names that its endpoints are resolved by, instead of its hosts.
+    pub endpoint_hosts: Vec<String>,
+    /// Ranges that its hosts are expected to resolve to, by annotation [`EXPECTED_ADDRESSES`].
+    pub expected: Vec<IpNet>,
     /// `location`.
     pub location: Location,
     /// `resolution`.

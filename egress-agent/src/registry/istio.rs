@@ -2,6 +2,7 @@
 //! pod may reach.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -10,6 +11,7 @@ use serde_json::Value;
 use super::field::{FieldErrors, ranges, typed};
 use super::object::{Nothing, Object, text_enum};
 use crate::policy::mesh::{Location, MeshGateway, MeshServer, Resolution};
+use crate::policy::snapshot::EXPECTED_ADDRESSES;
 use crate::policy::{Declaration, ObjectName, Origin};
 
 mod authorization;
@@ -33,7 +35,16 @@ struct ServiceEntrySpec {
     ports: Vec<Port>,
     location: LocationText,
     resolution: ResolutionText,
+    endpoints: Vec<Endpoint>,
     export_to: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+struct Endpoint {
+    /// An address, a name, or the path of a Unix socket.
+    address: String,
+    ports: BTreeMap<String, u16>,
 }
 
 text_enum! {
@@ -60,9 +71,10 @@ text_enum! {
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(default, expecting = "a mapping")]
+#[serde(default, rename_all = "camelCase", expecting = "a mapping")]
 struct Port {
     number: Option<u16>,
+    target_port: Option<u16>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -90,11 +102,32 @@ pub(super) fn declaration(
         object.status.addresses.into_iter().map(|address| address.value).collect();
     let mut found = networks("spec.addresses", &spec.addresses)?;
     found.extend(networks("status.addresses", &allocated)?);
+    let expected = object.metadata.annotations.get(EXPECTED_ADDRESSES).map_or("", String::as_str);
+    let expected = expected.split(',').map(str::trim).filter(|text| !text.is_empty());
+    let expected: Vec<String> = expected.map(str::to_owned).collect();
+    let path = format!("metadata.annotations[{EXPECTED_ADDRESSES}]");
+    let dialled = spec.ports.iter().filter_map(|port| port.target_port.or(port.number));
+    let of_endpoints = spec.endpoints.iter().flat_map(|endpoint| endpoint.ports.values().copied());
+    let address = |endpoint: &Endpoint| endpoint.address.parse::<IpAddr>();
+    let named = |endpoint: &&Endpoint| {
+        address(endpoint).is_err()
+            && !endpoint.address.is_empty()
+            && !endpoint.address.contains('/')
+    };
     Ok(Declaration {
         name: name.clone(),
         hosts: spec.hosts,
         addresses: found,
         ports: spec.ports.iter().filter_map(|port| port.number).collect(),
+        dialled: dialled.chain(of_endpoints).filter(|port| *port != 0).collect(),
+        endpoints: spec.endpoints.iter().filter_map(|one| address(one).ok()).collect(),
+        endpoint_hosts: spec
+            .endpoints
+            .iter()
+            .filter(named)
+            .map(|endpoint| endpoint.address.clone())
+            .collect(),
+        expected: networks(&path, &expected)?,
         location: match spec.location {
             LocationText::External => Location::MeshExternal,
             LocationText::Internal => Location::MeshInternal,

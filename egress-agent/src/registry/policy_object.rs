@@ -15,9 +15,9 @@ use super::field::{AutoOr, FieldErrors, address, typed};
 use super::moment;
 use super::object::{Metadata, OWN_GROUP};
 use super::policy_spec::{
-    AddressSpec, DenyResponseText, DestinationSpec, ExceptionSpec, GatewaySpec, InfrastructureSpec,
-    ModeText, OnAgentLossText, PolicySpec, RateLimitSpec, RateSpec, RedirectSpec, SelectorSpec,
-    Whole,
+    AddressSpec, DenyResponseText, DestinationSpec, ExceptionSpec, GatewayEgressSpec, GatewaySpec,
+    InfrastructureSpec, OnAgentLossText, PolicySpec, RateLimitSpec, RateSpec, RedirectSpec,
+    SelectorSpec, Whole,
 };
 use super::range::{self, Use};
 use crate::policy::{
@@ -77,9 +77,7 @@ pub(super) fn policy(
         }
     };
     let mode = match spec.mode {
-        Some(ModeText::Off) => Some(Mode::Off),
-        Some(ModeText::Audit) => Some(Mode::Audit),
-        Some(ModeText::Enforce) => Some(Mode::Enforce),
+        Some(text) => Some(text.mode()),
         None => {
             errors.push("spec.mode", "required: off, audit or enforce");
             None
@@ -108,6 +106,19 @@ pub(super) fn policy(
         all(&mut errors, "spec.inboundRanges", &spec.inbound_ranges, |path, text| {
             range::read(path, text, Use::Allowed)
         });
+    let gateway_egress = match spec.gateway_egress {
+        None => Mode::Off,
+        Some(GatewayEgressSpec { mode: Some(text) }) if !gateways.is_empty() => text.mode(),
+        Some(GatewayEgressSpec { mode: None }) => {
+            errors.push("spec.gatewayEgress.mode", "required: off, audit or enforce");
+            Mode::Off
+        }
+        Some(_) => {
+            errors
+                .push("spec.gatewayEgress", "needs a gateway to limit: name one in spec.gateways");
+            Mode::Off
+        }
+    };
     let redirect = spec.redirect.map(|spec| redirect(spec, gateways.is_empty()));
     let redirect = redirect.and_then(|read| errors.take(read)).unwrap_or_default();
     let (pod_rate, namespace_rate) = match spec.rate_limit {
@@ -130,6 +141,7 @@ pub(super) fn policy(
         nodes,
         inbound_ranges,
         redirect,
+        gateway_egress,
         pod_rate,
         namespace_rate,
         deny_response: match spec.deny_response {

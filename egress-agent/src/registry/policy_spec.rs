@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use egress_common::Mode;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -109,6 +110,9 @@ pub(super) struct PolicySpec {
     pub(super) redirect: Option<RedirectSpec>,
     /// How many connections toward gateways may be opened, counted in the kernel.
     pub(super) rate_limit: Option<RateLimitSpec>,
+    /// A limit for the pods of these gateways themselves; leave it out for none. Of several policies
+    /// that name a gateway, the first that governs by priority and age limits it.
+    pub(super) gateway_egress: Option<GatewayEgressSpec>,
     /// What a refused client sees: `Reset` fails it in milliseconds, `Drop` leaves it waiting.
     pub(super) deny_response: DenyResponseText,
     /// Enforce on pods that share the node's network as well; they are audited at most otherwise.
@@ -183,6 +187,18 @@ impl<'de> Deserialize<'de> for RedirectPortSpec {
     }
 }
 
+/// Where the gateways' own pods may go.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, Serialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields, expecting = "a mapping")]
+#[schemars(extend("required" = ["mode"]))]
+pub(super) struct GatewayEgressSpec {
+    /// What happens to their traffic to an address that no DNS answer gave them for a host of a
+    /// ServiceEntry outside the mesh, and that no such ServiceEntry names itself: `off` leaves it
+    /// alone, `audit` reports it, `enforce` drops it. Write `"off"` in quotes.
+    #[schemars(required)]
+    pub(super) mode: Option<ModeText>,
+}
+
 /// Connections per second; of each pod, of a namespace, or both.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields, expecting = "a mapping")]
@@ -239,6 +255,16 @@ pub(super) enum ModeText {
     Off,
     Audit,
     Enforce,
+}
+
+impl ModeText {
+    pub(super) const fn mode(self) -> Mode {
+        match self {
+            Self::Off => Mode::Off,
+            Self::Audit => Mode::Audit,
+            Self::Enforce => Mode::Enforce,
+        }
+    }
 }
 
 /// What a refused client sees.

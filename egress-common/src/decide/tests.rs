@@ -126,7 +126,7 @@ pub(crate) fn pod() -> Subject {
         answers: false,
         guarded: false,
         redirects: false,
-        pad: 0,
+        outside: Reason::NotGateway,
     }
 }
 
@@ -783,6 +783,33 @@ fn line_12_exceptions_hold_until_they_expire() {
     let exact = excepted(ExceptionKey::new(3, 6, 443), NOW + 1);
     ruled(&syn("198.51.100.7", 444), &exact, 13, Reason::NotGateway);
     ruled(&packet(17, "198.51.100.7", 443), &exact, 13, Reason::NotGateway);
+}
+
+#[test]
+fn line_12_what_dns_gave_a_limited_gateway_opens_and_what_it_gave_earlier_goes_on() {
+    let resolved = |target| cluster().with_exact("203.0.113.10", 6, 443, Exact::plain(target));
+    let open = Packet { tcp_flags: tcp::ACK, ..packet(6, "203.0.113.10", 443) };
+    ruled(&syn("203.0.113.10", 443), &resolved(Target::Resolved), 12, Reason::Resolved);
+    ruled(&open, &resolved(Target::Resolved), 12, Reason::Resolved);
+    ruled(&open, &resolved(Target::Earlier), 12, Reason::Resolved);
+    ruled(&syn("203.0.113.10", 443), &resolved(Target::Earlier), 13, Reason::NotGateway);
+    ruled(&syn("203.0.113.10", 80), &resolved(Target::Resolved), 13, Reason::NotGateway);
+    // Never what belongs to the cluster, to a node or to the cloud.
+    for (ip, line, reason) in [
+        ("10.0.9.1", 11, Reason::Node),
+        ("169.254.169.254", 6, Reason::Metadata),
+        ("240.240.0.1", 6, Reason::MeshVip),
+    ] {
+        let table = cluster().with_exact(ip, 6, 443, Exact::plain(Target::Resolved));
+        ruled(&syn(ip, 443), &table, line, reason);
+    }
+}
+
+#[test]
+fn line_13_a_limited_gateway_is_denied_for_a_reason_of_its_own() {
+    let limited = Subject { outside: Reason::Unresolved, ..pod() };
+    judged(&limited, &syn("203.0.113.10", 443), &cluster(), 13, Reason::Unresolved);
+    judged(&limited, &packet(1, "203.0.113.10", 0), &cluster(), 13, Reason::Protocol);
 }
 
 #[test]

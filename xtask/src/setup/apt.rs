@@ -10,8 +10,12 @@ use crate::paths::{find_program, is_root};
 use crate::process::{self, Lines};
 
 /// A program the demo or the tests call, and the package that has it.
-const NETWORK: [(&str, &str); 3] =
-    [("nft", "nftables"), ("ip", "iproute2"), ("nsenter", "util-linux")];
+const NETWORK: [(&str, &str); 4] = [
+    ("nft", "nftables"),
+    ("ip", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("dnsmasq", "dnsmasq-base"),
+];
 
 pub(super) fn ensure_network_tools() -> Result<String> {
     let missing: Vec<&str> = NETWORK
@@ -20,7 +24,7 @@ pub(super) fn ensure_network_tools() -> Result<String> {
         .map(|(_, package)| package)
         .collect();
     if missing.is_empty() {
-        return Ok("nft, ip and nsenter are here".to_owned());
+        return Ok("nft, ip, nsenter and dnsmasq are here".to_owned());
     }
     install(&missing)?;
     Ok(format!("installed {}", missing.join(", ")))

@@ -11,7 +11,7 @@ use crate::datapath::load::{INTERFACE_HOOKS, Loaded};
 /// How long one apply may attach for. Each link is made under the kernel's lock of all network
 /// configuration, which the network plugin needs too, and takes some ten milliseconds of it; and the agent
 /// has a sign of life to give.
-const ROUND: Duration = Duration::from_millis(250);
+pub(in crate::datapath) const ROUND: Duration = Duration::from_millis(250);
 
 /// The places of the boundary at one interface.
 pub(in crate::datapath) fn places(ifindex: u32) -> impl Iterator<Item = Place> {
@@ -30,7 +30,7 @@ impl Attached {
     ///
     /// # Errors
     /// When the kernel's table or the pins cannot be read.
-    pub fn link_pending(&self) -> Result<usize, DatapathError> {
+    pub fn link_pending(&mut self) -> Result<usize, DatapathError> {
         let mut applied = Applied::default();
         self.link_interfaces(false, &mut applied)?;
         Ok(applied.pending)

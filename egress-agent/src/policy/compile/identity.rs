@@ -63,7 +63,7 @@ pub(super) struct Variant<'a> {
 impl Variant<'_> {
     /// Its number; `round` is above zero where an earlier one was another's.
     fn number(&self, round: u32) -> PolicyId {
-        if self.exceptions.is_empty() && self.forbidden.is_empty() {
+        if round == 0 && self.exceptions.is_empty() && self.forbidden.is_empty() {
             return self.policy.id();
         }
         let exceptions = self.exceptions.iter().map(|one| format!("\u{1f}{}", one.name));
@@ -130,7 +130,8 @@ impl<'a> Variants<'a> {
     /// The variant's number of this round, unless it is another's.
     fn take(&self, numbers: &Numbers<'a>, variant: &Variant<'a>, round: u32) -> Option<PolicyId> {
         let number = variant.number(round);
-        let plain = number == variant.policy.id() && round == 0;
+        let own = numbers.owners.get(&number).is_some_and(|own| own.name == variant.policy.name);
+        let plain = own && round == 0;
         let free = plain && variant.exceptions.is_empty() && variant.forbidden.is_empty()
             || !numbers.owners.contains_key(&number)
                 && self.used.get(&number).is_none_or(|used| used.is(variant));

@@ -3,9 +3,10 @@
 mod coverage;
 mod exact;
 mod exceptions;
-pub(in crate::policy) mod fixture;
+pub(crate) mod fixture;
 mod gateways;
 mod imports;
+mod limit;
 mod links;
 mod narrow;
 mod orphans;

@@ -78,7 +78,7 @@ fn leads_somewhere(entry: &Exact) -> bool {
             | Target::Infrastructure
             | Target::Node,
         ) => true,
-        Some(Target::HiddenExternal) | None => false,
+        Some(Target::HiddenExternal | Target::Resolved | Target::Earlier) | None => false,
     }
 }
 

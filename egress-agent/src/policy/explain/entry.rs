@@ -37,6 +37,7 @@ impl Asked<'_> {
             | Reason::RateLimited
             | Reason::GatewayDraining
             | Reason::Infrastructure
+            | Reason::Resolved
             | Reason::HiddenExternal => self.exact(),
             Reason::GatewayPort => self.address(false),
             Reason::GatewayForbidden => self.address(true),
@@ -60,6 +61,7 @@ impl Asked<'_> {
             | Reason::Protocol
             | Reason::ForeignResolver
             | Reason::NotGateway
+            | Reason::Unresolved
             | Reason::UnknownPod
             | Reason::PolicyStale
             | Reason::ForeignSocket => None,

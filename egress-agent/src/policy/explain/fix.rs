@@ -21,6 +21,7 @@ pub(super) fn fix(asked: &Asked<'_>, reason: Reason) -> String {
         | Reason::Resolver
         | Reason::Gateway
         | Reason::Infrastructure
+        | Reason::Resolved
         | Reason::Cluster => "nothing: it is allowed",
         Reason::Redirected => return redirected(asked),
         Reason::RedirectUnavailable => {
@@ -36,6 +37,10 @@ pub(super) fn fix(asked: &Asked<'_>, reason: Reason) -> String {
             }
             _ => return not_gateway(asked),
         },
+        Reason::Unresolved => {
+            "register the host in a ServiceEntry, so that what DNS answers the gateway for it is open; \
+             an address without a name goes into an EgressException for the gateway's pods"
+        }
         Reason::Ethertype | Reason::Malformed | Reason::Fragment => {
             "find the process that sends it: no ordinary socket does"
         }

@@ -19,37 +19,37 @@ use crate::policy::{
     ProblemCode, Selector, Service, ServicePort, Slice, SliceEndpoint, Snapshot, Tables,
 };
 
-pub(in crate::policy) const TCP: u8 = protocol::TCP;
-pub(in crate::policy) const UDP: u8 = protocol::UDP;
-pub(in crate::policy) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+pub(crate) const TCP: u8 = protocol::TCP;
+pub(crate) const UDP: u8 = protocol::UDP;
+pub(crate) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 /// An address nobody names.
-pub(in crate::policy) const OUTSIDE: &str = "203.0.113.10";
-pub(in crate::policy) const GATEWAY_NAME_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
-pub(in crate::policy) const GATEWAY: &str = "istio-system/istio-egressgateway";
+pub(crate) const OUTSIDE: &str = "203.0.113.10";
+pub(crate) const GATEWAY_NAME_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
+pub(crate) const GATEWAY: &str = "istio-system/istio-egressgateway";
 
-pub(in crate::policy) fn ip(text: &str) -> IpAddr {
+pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-pub(in crate::policy) fn net(text: &str) -> IpNet {
+pub(crate) fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-pub(in crate::policy) fn name(text: &str) -> ObjectName {
+pub(crate) fn name(text: &str) -> ObjectName {
     let (namespace, name) = text.split_once('/').unwrap();
     ObjectName { namespace: namespace.to_owned(), name: name.to_owned() }
 }
 
-pub(in crate::policy) fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+pub(crate) fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
-pub(in crate::policy) fn origin(kind: &str, name: &str) -> Origin {
+pub(crate) fn origin(kind: &str, name: &str) -> Origin {
     Origin { kind: kind.to_owned(), name: name.to_owned(), file: None }
 }
 
 /// A running pod; its UID is its name.
-pub(in crate::policy) fn pod(full: &str, ips: &[&str]) -> Pod {
+pub(crate) fn pod(full: &str, ips: &[&str]) -> Pod {
     Pod {
         uid: full.to_owned(),
         cgroup_uid: full.to_owned(),
@@ -73,11 +73,7 @@ pub(in crate::policy) fn pod(full: &str, ips: &[&str]) -> Pod {
 }
 
 /// A Service with ports as (name, port), TCP.
-pub(in crate::policy) fn service(
-    full: &str,
-    cluster_ips: &[&str],
-    ports: &[(&str, u16)],
-) -> Service {
+pub(crate) fn service(full: &str, cluster_ips: &[&str], ports: &[(&str, u16)]) -> Service {
     Service {
         name: name(full),
         labels: BTreeMap::new(),
@@ -101,12 +97,7 @@ fn service_ports(ports: &[(&str, u16)]) -> Vec<ServicePort> {
 }
 
 /// A slice of a Service, serving, without target references.
-pub(in crate::policy) fn slice(
-    full: &str,
-    service: &str,
-    ips: &[&str],
-    ports: &[(&str, u16)],
-) -> Slice {
+pub(crate) fn slice(full: &str, service: &str, ips: &[&str], ports: &[(&str, u16)]) -> Slice {
     let endpoint =
         |text: &&str| SliceEndpoint { addresses: vec![ip(text)], serving: true, pod_uid: None };
     Slice {
@@ -119,7 +110,7 @@ pub(in crate::policy) fn slice(
 }
 
 /// An enforcing policy for the pods of some namespaces, without gateways.
-pub(in crate::policy) fn policy(name: &str, namespaces: &[&str]) -> EgressPolicy {
+pub(crate) fn policy(name: &str, namespaces: &[&str]) -> EgressPolicy {
     EgressPolicy {
         name: name.to_owned(),
         selector: in_namespaces(namespaces),
@@ -136,6 +127,7 @@ pub(in crate::policy) fn policy(name: &str, namespaces: &[&str]) -> EgressPolicy
         nodes: Vec::new(),
         inbound_ranges: Vec::new(),
         redirect: Vec::new(),
+        gateway_egress: Mode::Off,
         pod_rate: None,
         namespace_rate: None,
         deny_response: DenyResponse::Reset,
@@ -145,13 +137,13 @@ pub(in crate::policy) fn policy(name: &str, namespaces: &[&str]) -> EgressPolicy
     }
 }
 
-pub(in crate::policy) fn in_namespaces(namespaces: &[&str]) -> Selector {
+pub(crate) fn in_namespaces(namespaces: &[&str]) -> Selector {
     let namespaces = namespaces.iter().map(|name| (*name).to_owned()).collect();
     Selector { namespaces, ..Selector::default() }
 }
 
 /// Any port of a destination for the pods of some namespaces, for ever.
-pub(in crate::policy) fn exception(name: &str, namespaces: &[&str], cidr: &str) -> EgressException {
+pub(crate) fn exception(name: &str, namespaces: &[&str], cidr: &str) -> EgressException {
     EgressException {
         name: name.to_owned(),
         scope: in_namespaces(namespaces),
@@ -164,7 +156,7 @@ pub(in crate::policy) fn exception(name: &str, namespaces: &[&str], cidr: &str) 
     }
 }
 
-pub(in crate::policy) fn gateway(target: GatewayTarget) -> GatewayRef {
+pub(crate) fn gateway(target: GatewayTarget) -> GatewayRef {
     GatewayRef {
         namespace: "istio-system".to_owned(),
         target,
@@ -172,21 +164,21 @@ pub(in crate::policy) fn gateway(target: GatewayTarget) -> GatewayRef {
     }
 }
 
-pub(in crate::policy) fn exact_address(text: &str, protocol: u8, port: u16) -> ExactAddress {
+pub(crate) fn exact_address(text: &str, protocol: u8, port: u16) -> ExactAddress {
     ExactAddress { ip: ip(text), protocol, port }
 }
 
 /// What `compile` is given.
 #[derive(Clone, Debug)]
-pub(in crate::policy) struct World {
-    pub(in crate::policy) snapshot: Snapshot,
-    pub(in crate::policy) cluster: ClusterConfig,
-    pub(in crate::policy) node: NodeState,
+pub(crate) struct World {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) cluster: ClusterConfig,
+    pub(crate) node: NodeState,
 }
 
 impl World {
     /// `shop/web` under policy `shop`, which names the egress gateway.
-    pub(in crate::policy) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut world = Self {
             snapshot: Snapshot { complete: true, ..Snapshot::default() },
             cluster: ClusterConfig {
@@ -228,36 +220,36 @@ impl World {
         world
     }
 
-    pub(in crate::policy) fn namespace(&mut self, name: &str, pairs: &[(&str, &str)]) {
+    pub(crate) fn namespace(&mut self, name: &str, pairs: &[(&str, &str)]) {
         self.snapshot.namespaces.insert(name.to_owned(), labels(pairs));
     }
 
     /// What the kernel holds after compiling, with what is said of it.
-    pub(in crate::policy) fn hold(&mut self) {
+    pub(crate) fn hold(&mut self) {
         let Desired { tables, coverage, .. } = self.compile();
         let Tables { pods, interfaces, policies, .. } = tables;
         self.node.held = Held { pods, interfaces, policies, coverage };
     }
 
     /// An interface that was once seen to be this pod's.
-    pub(in crate::policy) fn bind(&mut self, ifindex: u32, uid: &str) {
+    pub(crate) fn bind(&mut self, ifindex: u32, uid: &str) {
         let entry = OwnPod { uid: uid.to_owned(), cgroup: 0 }.entry();
         self.node.held.interfaces.insert(ifindex, entry);
     }
 
     /// A pod that exists, somewhere.
-    pub(in crate::policy) fn pod(&mut self, pod: Pod) {
+    pub(crate) fn pod(&mut self, pod: Pod) {
         self.snapshot.pods.insert(pod.uid.clone(), pod);
     }
 
     /// A pod of this node with a cgroup and an interface that carries its addresses.
-    pub(in crate::policy) fn run(&mut self, pod: Pod, cgroup: u64, ifindex: u32) {
+    pub(crate) fn run(&mut self, pod: Pod, cgroup: u64, ifindex: u32) {
         self.node.cgroups.insert(pod.cgroup_uid.clone(), cgroup);
         self.link(ifindex, &pod.ips);
         self.pod(pod);
     }
 
-    pub(in crate::policy) fn link(&mut self, ifindex: u32, ips: &[IpAddr]) {
+    pub(crate) fn link(&mut self, ifindex: u32, ips: &[IpAddr]) {
         let name = format!("veth{ifindex}");
         self.node.links.push(Link {
             ifindex,
@@ -273,7 +265,7 @@ impl World {
     }
 
     /// A gateway's pod, on another node.
-    pub(in crate::policy) fn gateway_pod(&mut self, name: &str, ips: &[&str]) {
+    pub(crate) fn gateway_pod(&mut self, name: &str, ips: &[&str]) {
         let mut pod = pod(&format!("istio-system/{name}"), ips);
         pod.labels = labels(&[("istio", "egressgateway")]);
         pod.service_account = "egress".to_owned();
@@ -281,13 +273,13 @@ impl World {
         self.pod(pod);
     }
 
-    pub(in crate::policy) fn service(&mut self, service: Service) {
+    pub(crate) fn service(&mut self, service: Service) {
         self.snapshot.services.insert(service.name.clone(), service);
     }
 
     /// The egress gateway's Service as one that Istio made for the Gateway `out` of the Gateway
     /// API, which the policy `shop` names.
-    pub(in crate::policy) fn gateway_api(&mut self) {
+    pub(crate) fn gateway_api(&mut self) {
         let owner = ApiGateway {
             uid: "u-out".to_owned(),
             class: "istio".to_owned(),
@@ -300,66 +292,60 @@ impl World {
         self.policy_mut("shop").gateways = vec![gateway(GatewayTarget::Gateway("out".to_owned()))];
     }
 
-    pub(in crate::policy) fn slice(&mut self, slice: Slice) {
+    pub(crate) fn slice(&mut self, slice: Slice) {
         self.snapshot.slices.push(slice);
     }
 
-    pub(in crate::policy) fn policy(&mut self, policy: EgressPolicy) {
+    pub(crate) fn policy(&mut self, policy: EgressPolicy) {
         self.snapshot.policies.insert(policy.name.clone(), policy);
     }
 
-    pub(in crate::policy) fn exception(&mut self, exception: EgressException) {
+    pub(crate) fn exception(&mut self, exception: EgressException) {
         self.snapshot.exceptions.insert(exception.name.clone(), exception);
     }
 
-    pub(in crate::policy) fn pod_mut(&mut self, uid: &str) -> &mut Pod {
+    pub(crate) fn pod_mut(&mut self, uid: &str) -> &mut Pod {
         self.snapshot.pods.get_mut(uid).unwrap()
     }
 
-    pub(in crate::policy) fn policy_mut(&mut self, name: &str) -> &mut EgressPolicy {
+    pub(crate) fn policy_mut(&mut self, name: &str) -> &mut EgressPolicy {
         self.snapshot.policies.get_mut(name).unwrap()
     }
 
-    pub(in crate::policy) fn service_mut(&mut self, full: &str) -> &mut Service {
+    pub(crate) fn service_mut(&mut self, full: &str) -> &mut Service {
         self.snapshot.services.get_mut(&name(full)).unwrap()
     }
 
-    pub(in crate::policy) fn compile(&self) -> Desired {
+    pub(crate) fn compile(&self) -> Desired {
         compile(&self.snapshot, &self.cluster, &self.node)
     }
 
     /// What the boundary says to a first packet of `shop/web`.
-    pub(in crate::policy) fn ask(&self, dst: &str, protocol: u8, port: u16) -> Reason {
+    pub(crate) fn ask(&self, dst: &str, protocol: u8, port: u16) -> Reason {
         ask(&self.compile(), "shop/web", dst, protocol, port)
     }
 }
 
-pub(in crate::policy) fn covered<'a>(desired: &'a Desired, uid: &str) -> &'a Coverage {
+pub(crate) fn covered<'a>(desired: &'a Desired, uid: &str) -> &'a Coverage {
     desired.coverage.iter().find(|coverage| coverage.uid == uid).unwrap()
 }
 
-pub(in crate::policy) fn state(desired: &Desired, uid: &str) -> CoverageState {
+pub(crate) fn state(desired: &Desired, uid: &str) -> CoverageState {
     covered(desired, uid).state
 }
 
 /// The number of the tables a pod is judged by.
-pub(in crate::policy) fn tables_of(desired: &Desired, uid: &str) -> PolicyId {
+pub(crate) fn tables_of(desired: &Desired, uid: &str) -> PolicyId {
     desired.tables.interfaces[&covered(desired, uid).ifindex.unwrap()].policy
 }
 
 /// What the boundary says to a pod's first packet.
-pub(in crate::policy) fn ask(
-    desired: &Desired,
-    uid: &str,
-    dst: &str,
-    protocol: u8,
-    port: u16,
-) -> Reason {
+pub(crate) fn ask(desired: &Desired, uid: &str, dst: &str, protocol: u8, port: u16) -> Reason {
     ask_at(desired, uid, dst, protocol, port, 1)
 }
 
 /// The same at a moment of the boot clock.
-pub(in crate::policy) fn ask_at(
+pub(crate) fn ask_at(
     desired: &Desired,
     uid: &str,
     dst: &str,
@@ -379,13 +365,13 @@ pub(in crate::policy) fn ask_at(
 }
 
 /// What is known of a whole address under `shop`.
-pub(in crate::policy) fn bits(desired: &Desired, dst: &str) -> u32 {
+pub(crate) fn bits(desired: &Desired, dst: &str) -> u32 {
     let key = AddressKey { policy: PolicyId::of("shop"), addr: Addr::from(ip(dst)) };
     desired.tables.addresses.get(&key).copied().unwrap_or(0)
 }
 
 /// Codes and objects of the problems.
-pub(in crate::policy) fn problems(desired: &Desired) -> Vec<(ProblemCode, &str)> {
+pub(crate) fn problems(desired: &Desired) -> Vec<(ProblemCode, &str)> {
     let problems = desired.problems.iter();
     problems.map(|problem| (problem.code, problem.origin.name.as_str())).collect()
 }
