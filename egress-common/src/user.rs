@@ -6,7 +6,7 @@ use crate::key::{
 use crate::redirect::{Original, RedirectKey, RedirectTo};
 use crate::state::{
     BucketKey, Config, Counter, CounterKey, Exact, Exception, Exposed, PlaceKey, Pod, Policy,
-    Range, Rate, Reply, Seen, SeenKey,
+    Process, Range, Rate, Reply, Seen, SeenKey, Tally,
 };
 
 macro_rules! plain_bytes {
@@ -38,6 +38,7 @@ plain_bytes!(
     PodId,
     Policy,
     PolicyId,
+    Process,
     Range,
     RangeKey,
     Rate,
@@ -47,4 +48,5 @@ plain_bytes!(
     ReplyKey,
     Seen,
     SeenKey,
+    Tally,
 );

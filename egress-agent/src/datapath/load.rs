@@ -50,7 +50,7 @@ pub(super) const UPLINK_HOOK: Hook =
     Hook { name: "uplink_egress", attach: bpf_attach_type::BPF_TCX_EGRESS };
 
 /// Maps that outlive the agent.
-pub(super) const PINNED: [&str; 21] = [
+pub(super) const PINNED: [&str; 23] = [
     "CONFIG",
     "HEARTBEAT",
     "POLICIES",
@@ -71,6 +71,8 @@ pub(super) const PINNED: [&str; 21] = [
     "LOSSES",
     "EXPOSED",
     "SEEN",
+    "PROCESSES",
+    "TALLY",
     "EVENTS",
 ];
 
