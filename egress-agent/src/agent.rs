@@ -90,10 +90,12 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
     let admin = admin::bind(&arguments.datapath.run_dir)
         .map_err(|error| anyhow::anyhow!("cannot open the admin socket: {error}"))?;
     let outlet = events::Outlet::open(
-        arguments.events_format.or(file.events.format).unwrap_or_default(),
         arguments.events_output.as_deref().or(file.events.output.as_deref()),
+        file.events.rotation(&path)?,
     )
     .map_err(|error| anyhow::anyhow!("cannot open the event output: {error}"))?;
+    let format = arguments.events_format.or(file.events.format).unwrap_or_default();
+    let desk = events::Desk::new(format, outlet, kubepods.clone());
 
     let inputs = Inputs {
         node,
@@ -123,9 +125,9 @@ pub async fn run(arguments: &Run) -> Result<(), RunError> {
         }
         let counting = metrics::Counting::open(&options, &run_dir, granularity, most_series)?;
         let (mut enforcer, states) = Enforcer::start(inputs, loaded, published)?;
-        readiness.ready(states.clone(), counting.attached()?, outlet.lost());
+        readiness.ready(states.clone(), counting.attached()?, desk.counts());
         let mut tasks = Tasks::default();
-        enforcer.report(&mut tasks, &states, outlet, admin, &until)?;
+        enforcer.report(&mut tasks, &states, desk, admin, &until)?;
         tasks.start("counters", metrics::keep(readiness, until.clone()));
         tasks.start("node report", report::keep(states, report, until.clone()));
         tasks.start("enforcer", enforcer.follow(wake, until.clone()));
@@ -240,17 +242,21 @@ impl Enforcer {
         &mut self,
         tasks: &mut Tasks,
         states: &States,
-        outlet: events::Outlet,
+        desk: events::Desk,
         socket: tokio::net::UnixListener,
         shutdown: &Shutdown,
     ) -> anyhow::Result<()> {
         let ring = self.attached.take_events();
         let ring = ring.ok_or_else(|| anyhow::anyhow!("the event ring has a reader already"))?;
         let (seen, until) = (states.clone(), shutdown.clone());
-        tasks.start("events", async move {
-            events::run(ring, outlet, seen, until).await;
-            Ok(())
-        });
+        let mut tally = self.attached.tally()?;
+        let left = tally.load()?;
+        let keep = move |now| {
+            if let Err(error) = tally.save(now) {
+                tracing::warn!(error = error.to_string(), "tally of events not kept");
+            }
+        };
+        tasks.start("events", events::run(ring, desk, left, keep, seen, until));
         let (seen, until) = (states.clone(), shutdown.clone());
         tasks.start("admin", async move { Ok(admin::serve(socket, seen, until).await?) });
         if let Some(mut logger) = self.attached.take_logger() {

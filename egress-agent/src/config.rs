@@ -4,6 +4,7 @@
 //! that is in force. Flags and environment variables override the file.
 
 mod datapath;
+mod events;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use crate::policy::{ClusterConfig, Mark};
 use crate::registry::allowed_range;
 pub use datapath::Datapath;
+pub use events::{EventFormat, Events};
 
 /// The file, every key optional.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -164,27 +166,6 @@ pub enum Granularity {
     Workload,
     /// Every namespace: `source_workload` is empty.
     Namespace,
-}
-
-/// Events.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Events {
-    /// `compact` or `ocsf`.
-    pub format: Option<EventFormat>,
-    /// `stdout`, or a file that is appended to.
-    pub output: Option<PathBuf>,
-}
-
-/// How events are written.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, clap::ValueEnum)]
-#[serde(rename_all = "camelCase")]
-pub enum EventFormat {
-    /// One line for people.
-    Compact,
-    /// One JSON object of OCSF class 4001.
-    #[default]
-    Ocsf,
 }
 
 /// Why the configuration was refused.

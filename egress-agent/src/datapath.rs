@@ -20,7 +20,7 @@ mod uninstall;
 use std::path::{Path, PathBuf};
 
 pub use attach::{Applied, Attached};
-pub use counters::{CounterReader, EventRing, Readings};
+pub use counters::{CounterReader, EventRing, EventTally, Readings};
 pub use diff::{Capacities, Plan, REDIRECTS, Refused, diff};
 pub use hooks::HookStatus;
 pub use load::{Loaded, Logger, hook_names, map_names};

@@ -61,6 +61,8 @@ fn main() -> ExitCode {
         }
         Command::MetricsDoc => answer(Ok(metrics::reference().trim_end().to_owned())),
     };
+    // Whatever still blocks, such as an event output that nobody reads, keeps no agent from ending.
+    runtime.shutdown_background();
     ExitCode::from(code)
 }
 

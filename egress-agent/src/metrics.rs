@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 
 use crate::agent::AgentState;
-use crate::events::LostEvents;
+use crate::events::EventCounts;
 use crate::supervise::{self, Shutdown};
 pub use catalogue::{Kind, Label, Metric, Values, reference};
 pub use ledger::forget;
@@ -47,10 +47,10 @@ impl Readiness {
         &self,
         states: watch::Receiver<Arc<AgentState>>,
         counting: Counting,
-        lost: LostEvents,
+        events: EventCounts,
     ) {
         // The agent says so once; a second time would change nothing.
-        let _ = self.sources.set(Sources { states, counting, lost });
+        let _ = self.sources.set(Sources { states, counting, events });
     }
 }
 

@@ -29,8 +29,8 @@ pub use desired::{Coverage, CoverageState, Desired, GatewayEndpoint, GatewayStat
 pub use rejection::{RejectReason, Rejection, RejectionCount};
 pub use snapshot::{
     ConnectionRate, Declaration, EgressException, EgressPolicy, ExactAddress, GatewayRef,
-    GatewayTarget, Node, Pod, RedirectPort, Selector, Service, ServicePort, Slice, SliceEndpoint,
-    Snapshot,
+    GatewayTarget, Interception, Node, Pod, RedirectPort, Selector, Service, ServicePort, Slice,
+    SliceEndpoint, Snapshot,
 };
 pub use tables::Tables;
 

@@ -103,6 +103,8 @@ impl Tasks {
     /// When a task ended by itself, failed or panicked.
     pub async fn until(mut self, mut shutdown: Shutdown) -> anyhow::Result<()> {
         tokio::select! {
+            // First: a task that ends because it was asked to must not end the others unfinished.
+            biased;
             () = shutdown.requested() => {
                 while self.set.join_next().await.is_some() {}
                 Ok(())

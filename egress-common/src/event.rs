@@ -18,9 +18,10 @@ pub struct Event {
     pub gateway: GatewayId,
     /// Generation of the compiled policy that decided.
     pub generation: u32,
-    /// Process id in the initial namespace; zero where the hook has no process.
+    /// Process id in the initial namespace: of the caller or, for a packet, of who made the call
+    /// that its socket was last seen with; zero where no call was seen.
     pub pid: u32,
-    /// User id of the process or of the packet's socket; `u32::MAX` where unknown.
+    /// User id of that process or else of the packet's socket; `u32::MAX` where unknown.
     pub uid: u32,
     /// Index of the interface, for packet hooks.
     pub ifindex: u32,
@@ -51,10 +52,18 @@ pub struct Event {
     /// 1 where this hook was the last word on the packet and counted it; 0 where a later hook
     /// will see it again.
     pub counted: u8,
-    /// Name of the process, zero-padded; empty where the hook has none.
+    /// Name of the process, zero-padded; empty where none is known.
     pub comm: [u8; 16],
+    /// Id of the cgroup of the caller or of the packet's socket: a container's. Zero without one.
+    pub cgroup: u64,
+    /// Address family of the packet's socket (`AF_INET` 2, `AF_INET6` 10, `AF_PACKET` 17,
+    /// `AF_XDP` 44); zero for a socket call, and for a packet without a socket.
+    pub socket_family: u8,
+    /// Type of the packet's socket (`SOCK_STREAM` 1, `SOCK_DGRAM` 2, `SOCK_RAW` 3, `SOCK_PACKET`
+    /// 10); zero likewise.
+    pub socket_type: u8,
     /// Zero.
-    pub pad: [u8; 8],
+    pub pad: [u8; 6],
 }
 
 impl Event {
@@ -63,9 +72,9 @@ impl Event {
 }
 
 const _: () = {
-    assert!(Event::SIZE == 120);
+    assert!(Event::SIZE == 128);
     // The last field ends where the record does: no byte is left to chance.
-    assert!(core::mem::offset_of!(Event, pad) + 8 == Event::SIZE);
+    assert!(core::mem::offset_of!(Event, pad) + 6 == Event::SIZE);
 };
 
 /// A ring sample that is not an event of this schema.

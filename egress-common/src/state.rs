@@ -3,8 +3,11 @@
 //! The agent writes these; the kernel only reads them, except counters, replies and the
 //! duplicate-suppression table, which only the kernel writes.
 
+mod account;
 mod exposed;
 pub mod loss;
+
+pub use account::{Process, SUPPRESS_NS, Seen, SeenKey, Tally, tally};
 
 use crate::key::{Addr, GatewayId, NamespaceId, PodId, PolicyId};
 use crate::reason::{Mode, Reason, Verdict, closed_enum};
@@ -166,9 +169,10 @@ impl Rate {
 pub struct BucketKey {
     /// Number of a pod or of a namespace.
     pub id: u64,
-    /// [`BucketKey::POD`] or [`BucketKey::NAMESPACE`].
+    /// [`BucketKey::POD`], [`BucketKey::NAMESPACE`] or one of the event buckets.
     pub kind: u32,
     /// The policy whose rate it is: a pod that changes policy starts with a full bucket.
+    /// [`PolicyId::NONE`] for event buckets.
     pub policy: PolicyId,
 }
 
@@ -177,7 +181,18 @@ impl BucketKey {
     pub const POD: u32 = 1;
     /// The bucket of a namespace's pods on this node.
     pub const NAMESPACE: u32 = 2;
+    /// Events of one pod.
+    pub const POD_EVENTS: u32 = 3;
+    /// Events of the node; the number is zero.
+    pub const NODE_EVENTS: u32 = 4;
 }
+
+/// New decisions of one pod that may be told: what one pod puts into the ring.
+pub const POD_EVENT_RATE: Rate = Rate::per_second(10, 200);
+
+/// New decisions of the whole node that may be told. The ring has room for three bursts, and the
+/// reader looks ten times a second.
+pub const NODE_EVENT_RATE: Rate = Rate::per_second(500, 600);
 
 closed_enum! {
     /// What an entry of the exact table is.
@@ -388,41 +403,6 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// Nanoseconds during which a repeated decision of one CPU raises no second event.
-pub const SUPPRESS_NS: u64 = 100_000_000;
-
-/// Key of the duplicate-suppression table.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SeenKey {
-    /// The pod.
-    pub pod: PodId,
-    /// The destination.
-    pub dst: Addr,
-    /// Destination port, network order.
-    pub port: [u8; 2],
-    /// IP protocol.
-    pub protocol: u8,
-    /// Number of a [`Verdict`].
-    pub verdict: u8,
-    /// Number of a [`Reason`].
-    pub reason: u8,
-    /// Number of a [`crate::packet::Hook`].
-    pub hook: u8,
-    /// Zero.
-    pub pad: [u8; 2],
-}
-
-/// Value of the duplicate-suppression table; one per CPU.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Seen {
-    /// Boot clock nanoseconds of the last event sent.
-    pub last: u64,
-    /// Decisions since then that sent none.
-    pub suppressed: u64,
-}
-
 const _: () = {
     assert!(size_of::<Pod>() == 72);
     assert!(size_of::<Policy>() == 40);
@@ -436,6 +416,4 @@ const _: () = {
     assert!(size_of::<Reply>() == 16);
     assert!(size_of::<CounterKey>() == 16);
     assert!(size_of::<Counter>() == 24);
-    assert!(size_of::<SeenKey>() == 32);
-    assert!(size_of::<Seen>() == 16);
 };

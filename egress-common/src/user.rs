@@ -5,8 +5,8 @@ use crate::key::{
 };
 use crate::redirect::{Original, RedirectKey, RedirectTo};
 use crate::state::{
-    BucketKey, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy, Range, Rate,
-    Reply, Seen, SeenKey,
+    BucketKey, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy, Process,
+    Range, Rate, Reply, Seen, SeenKey, Tally,
 };
 
 macro_rules! plain_bytes {
@@ -37,6 +37,7 @@ plain_bytes!(
     PodId,
     Policy,
     PolicyId,
+    Process,
     Range,
     RangeKey,
     Rate,
@@ -46,4 +47,5 @@ plain_bytes!(
     ReplyKey,
     Seen,
     SeenKey,
+    Tally,
 );

@@ -11,12 +11,13 @@
 use aya_ebpf::helpers::bpf_get_current_uid_gid;
 use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
 use aya_ebpf::programs::SockAddrContext;
+use egress_common::key::PolicyId;
 use egress_common::packet::{Hook, Packet, protocol};
 use egress_common::state::{Capture, Pod};
 use egress_common::{Verdict, decide};
 
-use crate::emit::{Actor, Told, tell};
-use crate::forget::{forget_packet, forget_ruling, forget_subject};
+use crate::emit::{Told, remember, tell};
+use crate::forget::{forget_packet, forget_ruling, forget_subject, forget_verdict};
 use crate::maps::{self, Local, Stage, Tables};
 use crate::redirect::{self, Family, Fate};
 
@@ -36,6 +37,9 @@ pub(crate) fn call(ctx: &SockAddrContext, hook: Hook) -> Verdict {
         return Verdict::Allow;
     };
     if !certain(pod, bpf_get_current_uid_gid()) {
+        if pod.policy != PolicyId::NONE {
+            remember(redirect::cookie(ctx), hook);
+        }
         return Verdict::Allow;
     }
     let mut who = maps::subject(Some(pod), &config, now);
@@ -52,9 +56,24 @@ pub(crate) fn call(ctx: &SockAddrContext, hook: Hook) -> Verdict {
             Fate::Stands(stands) => ruling = stands,
         }
     }
-    let verdict = who.verdict(ruling.reason);
-    let told = Told { who: &who, packet: &packet, ruling, verdict, now, len: 0, ifindex: 0 };
-    tell(&config, &told, Actor::process);
+    let verdict = forget_verdict(who.verdict(ruling.reason), now);
+    tell(
+        &config,
+        &Told {
+            who: &who,
+            hook,
+            packet: &packet,
+            ruling,
+            verdict,
+            now,
+            len: 0,
+            ifindex: 0,
+            skb: None,
+        },
+    );
+    if matches!(verdict, Verdict::Audit) {
+        remember(redirect::cookie(ctx), hook);
+    }
     verdict
 }
 
@@ -106,7 +125,7 @@ fn facts(ctx: &SockAddrContext, hook: Hook) -> Packet {
 mod tests {
     use super::*;
     use egress_common::Addr;
-    use egress_common::key::{NamespaceId, PodId, PolicyId};
+    use egress_common::key::{NamespaceId, PodId};
 
     fn pod(capture: Capture) -> Pod {
         Pod {

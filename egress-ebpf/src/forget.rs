@@ -8,7 +8,7 @@
 
 use egress_common::key::GatewayId;
 use egress_common::packet::Packet;
-use egress_common::{Reason, Ruling, Subject};
+use egress_common::{Reason, Ruling, Subject, Verdict};
 
 /// Sixty-four bits that are zero, and that the verifier takes for anything. `now` is any value
 /// it does not know, as every helper's result.
@@ -53,6 +53,14 @@ pub(crate) fn forget_ruling(ruling: Ruling, now: u64) -> Ruling {
     let reason = unsafe { core::mem::transmute::<u8, Reason>(number) };
     let gateway = GatewayId(ruling.gateway.0.wrapping_add(u32::from(zero)));
     Ruling { reason, line: ruling.line.wrapping_add(zero), gateway }
+}
+
+/// The same verdict, of which the verifier knows nothing.
+#[inline(always)]
+pub(crate) fn forget_verdict(verdict: Verdict, now: u64) -> Verdict {
+    let number = verdict.number().wrapping_add(unknown_zero(now) as u8);
+    // SAFETY: the number of this very verdict, plus zero.
+    unsafe { core::mem::transmute::<u8, Verdict>(number) }
 }
 
 /// Adds the zero to every word.

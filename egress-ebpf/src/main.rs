@@ -16,6 +16,7 @@
 )]
 
 mod answer;
+mod atomic;
 mod connect;
 mod emit;
 mod flow;

@@ -18,10 +18,11 @@ use egress_common::packet::{Hook, Packet};
 use egress_common::redirect::{Original, RedirectKey, RedirectTo};
 use egress_common::state::{
     BucketKey, Capture, Config, Counter, CounterKey, Exact, Exception, Exposed, PlaceKey, Pod,
-    Policy, Range, Reply, Seen, SeenKey, loss,
+    Policy, Process, Range, Reply, Seen, SeenKey, Tally, loss,
 };
 use egress_common::{Endpoints, Lookup, Reason, Ruling, Subject, Verdict};
 
+use crate::atomic::add;
 use crate::forget::forget_ruling;
 
 #[map]
@@ -88,6 +89,13 @@ pub(crate) static EXPOSED: PerCpuHashMap<PodId, Exposed> = PerCpuHashMap::with_m
 #[map]
 pub(crate) static SEEN: LruPerCpuHashMap<SeenKey, Seen> =
     LruPerCpuHashMap::with_max_entries(4096, 0);
+/// Who made the last call of a socket, by cookie: of sockets whose packets may be denied though the
+/// call was not.
+#[map]
+pub(crate) static PROCESSES: LruHashMap<u64, Process> = LruHashMap::with_max_entries(8192, 0);
+/// What the agent did with the events it read. Only the agent reads and writes it.
+#[map]
+static TALLY: Array<Tally> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
@@ -201,8 +209,8 @@ pub(crate) fn subject_behind(
 #[inline(always)]
 pub(crate) fn lost(what: u32, count: u64) {
     if let Some(slot) = LOSSES.get_ptr_mut(what) {
-        // SAFETY: this CPU's own slot.
-        unsafe { *slot += count };
+        // SAFETY: this CPU's own slot, eight aligned bytes.
+        unsafe { add(slot, count) };
     }
 }
 

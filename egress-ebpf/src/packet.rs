@@ -11,9 +11,9 @@ use egress_common::state::{Counter, Direction, Pod, Target};
 use egress_common::{Lookup, Mode, Reason, Subject, Verdict, decide};
 
 use crate::answer;
-use crate::emit::{Actor, Told, count, expose, received, tell};
+use crate::emit::{Told, count, expose, received, tell};
 use crate::flow::Toward;
-use crate::forget::{forget_packet, forget_ruling, forget_subject, unknown_zero};
+use crate::forget::{forget_packet, forget_ruling, forget_subject, forget_verdict, unknown_zero};
 use crate::listen::Listeners;
 use crate::maps::{self, Local, Stage, Tables};
 use crate::wire::{self, Bytes};
@@ -71,10 +71,10 @@ pub(crate) fn pod_egress(ctx: &TcContext) -> (Verdict, Answered) {
     let answerable = ruling.line >= 6 && who.answers && packet.is_answerable();
     let answers = matches!(verdict, Verdict::Drop) && answerable;
     let answers = u64::from(answers).wrapping_add(unknown_zero(now));
-    let told = Told { who: &who, packet, ruling, verdict, now, len, ifindex };
-    tell(&config, &told, || Actor::socket(ctx.skb.get_socket_uid()));
+    let (hook, skb) = (Hook::PodEgress, Some(skb));
+    tell(&config, &Told { who: &who, hook, packet, ruling, verdict, now, len, ifindex, skb });
     if answers != 0 {
-        return match answer::send(skb, packet, ifindex) {
+        return match answer::send(maps::skb(ctx), packet, ifindex) {
             Some(()) => (verdict, Answered::Yes),
             None => (verdict, Answered::No),
         };
@@ -107,9 +107,10 @@ pub(crate) fn uplink_egress(ctx: &TcContext) -> Verdict {
     packet.hook = Hook::UplinkEgress;
     let tables = Tables { now, config: &config, stage: Stage::Early };
     let ruling = forget_ruling(decide(&who, packet, &tables), now);
-    let verdict = who.verdict(ruling.reason);
-    let told = Told { who: &who, packet, ruling, verdict, now, len, ifindex };
-    tell(&config, &told, || Actor::socket(u32::MAX));
+    let verdict = forget_verdict(who.verdict(ruling.reason), now);
+    // Forwarding has taken its socket.
+    let (hook, skb) = (Hook::UplinkEgress, None);
+    tell(&config, &Told { who: &who, hook, packet, ruling, verdict, now, len, ifindex, skb });
     verdict
 }
 
@@ -173,13 +174,13 @@ pub(crate) fn wall(ctx: &SkBuffContext) -> Verdict {
     let bounded = who.flags & Pod::BOUNDARY != 0;
     let stage = Stage::Wall(Local { cgroup: owner.cgroup, port: maps::socket_port(skb), bounded });
     let ruling = forget_ruling(decide(&who, &packet, &Tables { now, config: &config, stage }), now);
-    let verdict = who.verdict(ruling.reason);
+    let verdict = forget_verdict(who.verdict(ruling.reason), now);
     // The boundary drops it too, counts it, tells of it, and can answer.
     if matches!(verdict, Verdict::Drop) && ruling.line >= 6 && who.defers(&packet) {
         return Verdict::Allow;
     }
-    let told = Told { who: &who, packet: &packet, ruling, verdict, now, len, ifindex };
-    tell(&config, &told, || Actor::socket(ctx.skb.get_socket_uid()));
+    let (hook, packet, skb) = (Hook::Wall, &packet, Some(skb));
+    tell(&config, &Told { who: &who, hook, packet, ruling, verdict, now, len, ifindex, skb });
     let passes = !packet.on_loopback && !matches!(verdict, Verdict::Drop);
     if passes && who.is_exposed() {
         expose(PodId::of_cgroup(owner.cgroup), now);

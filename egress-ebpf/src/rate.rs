@@ -5,8 +5,10 @@
 //! took. A bucket that cannot be made allows nothing.
 
 use egress_common::Subject;
-use egress_common::state::{BucketKey, Policy, Rate};
+use egress_common::key::{PodId, PolicyId};
+use egress_common::state::{BucketKey, NODE_EVENT_RATE, POD_EVENT_RATE, Policy, Rate, loss};
 
+use crate::atomic::add;
 use crate::maps::BUCKETS;
 
 /// Whether one more connection of the subject exceeds a rate of its policy. With `take`, one that
@@ -29,6 +31,19 @@ pub(crate) fn over(who: &Subject, policy: &Policy, now: u64, take: bool) -> bool
         fill(namespace, &policy.namespace_rate, now);
     }
     false
+}
+
+/// Takes a token for an event of the pod, out of its own bucket and out of the node's; the index of
+/// the loss counter where one of them is empty.
+#[inline(always)]
+pub(crate) fn event(pod: PodId, now: u64) -> Result<(), u32> {
+    let key = BucketKey { id: pod.0, kind: BucketKey::POD_EVENTS, policy: PolicyId::NONE };
+    let node = BucketKey { id: 0, kind: BucketKey::NODE_EVENTS, policy: PolicyId::NONE };
+    let pod = room(&key, &POD_EVENT_RATE, now).map_err(|_: Full| loss::BUCKET_POD)?;
+    let node = room(&node, &NODE_EVENT_RATE, now).map_err(|_: Full| loss::BUCKET_NODE)?;
+    fill(pod, &POD_EVENT_RATE, now);
+    fill(node, &NODE_EVENT_RATE, now);
+    Ok(())
 }
 
 /// There is no room.
@@ -66,27 +81,4 @@ fn fill(bucket: Option<*mut u64>, rate: &Rate, now: u64) {
         }
         add(bucket, rate.interval);
     }
-}
-
-/// Adds atomically; the only atomic operation that every kernel since 3.18 knows.
-///
-/// # Safety
-/// `to` points to eight aligned bytes.
-#[cfg(target_arch = "bpf")]
-#[inline(always)]
-unsafe fn add(to: *mut u64, amount: u64) {
-    // SAFETY: the caller's.
-    unsafe {
-        core::arch::asm!("lock *(u64 *)({to} + 0) += {amount}", to = in(reg) to, amount = in(reg) amount);
-    }
-}
-
-/// The host has one thread here.
-///
-/// # Safety
-/// `to` points to eight aligned bytes.
-#[cfg(not(target_arch = "bpf"))]
-unsafe fn add(to: *mut u64, amount: u64) {
-    // SAFETY: the caller's.
-    unsafe { *to += amount };
 }

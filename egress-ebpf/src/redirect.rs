@@ -84,7 +84,7 @@ pub(crate) fn peer(ctx: &SockAddrContext, family: Family) {
 
 /// The number of the call's socket, which no other socket of this boot has.
 #[inline(always)]
-fn cookie(ctx: &SockAddrContext) -> u64 {
+pub(crate) fn cookie(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the helper takes the context (Linux 4.20).
     unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }

@@ -9,8 +9,8 @@ use egress_common::event::Event;
 use egress_common::key::{AddressKey, ExactKey, ExceptionKey, PodId, PolicyId, RangeKey, ReplyKey};
 use egress_common::redirect::{Original, RedirectKey, RedirectTo};
 use egress_common::state::{
-    BucketKey, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy, Range, Reply,
-    Seen, SeenKey, loss,
+    BucketKey, Config, Counter, CounterKey, Exact, Exception, PlaceKey, Pod, Policy, Process,
+    Range, Reply, Seen, SeenKey, Tally, loss,
 };
 use egress_common::{Reason, Verdict};
 
@@ -39,6 +39,8 @@ fn sizes_agree_on_both_sides() {
         ("NODE_COUNTERS", word, size_of::<Counter>()),
         ("LOSSES", word, size_of::<u64>()),
         ("SEEN", size_of::<SeenKey>(), size_of::<Seen>()),
+        ("PROCESSES", size_of::<u64>(), size_of::<Process>()),
+        ("TALLY", word, size_of::<Tally>()),
     ] {
         let map = parsed.maps.get(name).unwrap_or_else(|| panic!("no map {name}"));
         assert_eq!(map.key_size() as usize, key, "key of {name}");
@@ -47,7 +49,7 @@ fn sizes_agree_on_both_sides() {
     let slots = |name: &str| parsed.maps.get(name).unwrap().max_entries();
     assert_eq!(slots("NODE_COUNTERS"), Verdict::SLOTS * Reason::SLOTS);
     assert_eq!(slots("LOSSES"), loss::SLOTS);
-    assert_eq!(Event::SIZE, 120);
+    assert_eq!(Event::SIZE, 128);
 }
 
 /// The oldest kernels of the matrix refuse a program that contains such a call, made or not.

@@ -15,7 +15,7 @@ use egress_common::state::Config;
 use super::diff::{diff, tightened};
 use super::load::{Loaded, Logger};
 use super::maps::Maps;
-use super::{Capacities, CounterReader, DatapathError, EventRing};
+use super::{Capacities, CounterReader, DatapathError, EventRing, EventTally};
 use crate::policy::Tables;
 use cgroup::cgroups;
 use chain::Chain;
@@ -118,6 +118,14 @@ impl Attached {
     /// When a pinned counter map is gone.
     pub fn reader(&self) -> Result<CounterReader, DatapathError> {
         CounterReader::open(&self.links.options)
+    }
+
+    /// The tally of events.
+    ///
+    /// # Errors
+    /// When its pin is gone.
+    pub fn tally(&self) -> Result<EventTally, DatapathError> {
+        EventTally::open(&self.links.options)
     }
 
     /// Why connections cannot be redirected on this node, if they cannot.

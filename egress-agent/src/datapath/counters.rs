@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya::maps::{Array, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuHashMap, RingBuf};
 use egress_common::event::{BadSample, Event};
-use egress_common::state::{Counter, CounterKey, loss};
+use egress_common::state::{Counter, CounterKey, Tally, loss};
 use egress_common::{Reason, Verdict};
 
 use super::maps::take;
@@ -189,6 +189,37 @@ fn sum<'a>(values: impl Iterator<Item = &'a Counter>) -> Counter {
         packets: sum.packets + value.packets,
         bytes: sum.bytes + value.bytes,
     })
+}
+
+/// What becomes of the events that are read, kept in the kernel.
+pub struct EventTally {
+    map: Array<MapData, Tally>,
+}
+
+impl EventTally {
+    /// Opens the pinned tally.
+    ///
+    /// # Errors
+    /// When its pin is missing or is no map of the expected type.
+    pub fn open(options: &Options) -> Result<Self, DatapathError> {
+        Ok(Self { map: open(&options.schema().join("maps"), "TALLY", Map::Array)? })
+    }
+
+    /// As the last agent left it.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn load(&self) -> Result<Tally, DatapathError> {
+        self.map.get(&0, 0).map_err(|source| DatapathError::Map { map: "TALLY", source })
+    }
+
+    /// For the next agent.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn save(&mut self, tally: Tally) -> Result<(), DatapathError> {
+        self.map.set(0, tally, 0).map_err(|source| DatapathError::Map { map: "TALLY", source })
+    }
 }
 
 /// What the kernel tells of a pinned map, which has keys and values of this many bytes.

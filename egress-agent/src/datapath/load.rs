@@ -50,7 +50,7 @@ pub(super) const UPLINK_HOOK: Hook =
     Hook { name: "uplink_egress", attach: bpf_attach_type::BPF_TCX_EGRESS };
 
 /// Maps that outlive the agent.
-pub(super) const PINNED: [&str; 20] = [
+pub(super) const PINNED: [&str; 22] = [
     "CONFIG",
     "HEARTBEAT",
     "POLICIES",
@@ -70,6 +70,8 @@ pub(super) const PINNED: [&str; 20] = [
     "NODE_COUNTERS",
     "LOSSES",
     "SEEN",
+    "PROCESSES",
+    "TALLY",
     "EVENTS",
 ];
 

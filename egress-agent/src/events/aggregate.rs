@@ -12,6 +12,8 @@ const WINDOW: u64 = 30_000_000_000;
 /// Different decisions kept apart at once. A pod that scans makes many; the counters have them
 /// all.
 const MOST: usize = 4096;
+/// Of one pod: one that scans takes no other's room.
+const MOST_OF_POD: usize = 512;
 
 /// What repeats of one decision share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,9 +66,19 @@ pub(super) struct Report {
     /// Packets and calls this record stands for, each counted by the hook that had the last
     /// word on it. Where none had (an audited call that never became a packet): the calls.
     pub(super) count: u64,
+    /// Counted decisions of these that were read from the ring one by one, without those that the
+    /// kernel suppressed.
+    pub(super) own: u64,
     /// Boot clock of the first and the last, nanoseconds.
     pub(super) first: u64,
     pub(super) last: u64,
+}
+
+impl Report {
+    /// Of an event that is still to be taken in.
+    fn of(event: &Event) -> Self {
+        Self { event: *event, process: None, count: 0, own: 0, first: event.time, last: 0 }
+    }
 }
 
 #[derive(Debug)]
@@ -82,17 +94,23 @@ struct Gathered {
 #[derive(Debug, Default)]
 pub(super) struct Aggregates {
     open: BTreeMap<Key, Gathered>,
+    /// Open windows of each pod.
+    pods: BTreeMap<PodId, usize>,
 }
 
 impl Aggregates {
     /// Takes one event in; false when there is no room for another decision.
     pub(super) fn add(&mut self, event: &Event) -> bool {
         let key = Key::of(event);
-        if self.open.len() >= MOST && !self.open.contains_key(&key) {
-            return false;
+        if !self.open.contains_key(&key) {
+            let of_pod = self.pods.entry(key.pod).or_default();
+            if self.open.len() >= MOST || *of_pod >= MOST_OF_POD {
+                return false;
+            }
+            *of_pod += 1;
         }
         let gathered = self.open.entry(key).or_insert_with(|| Gathered {
-            report: Report { event: *event, process: None, count: 0, first: event.time, last: 0 },
+            report: Report::of(event),
             passed: 0,
             opened: event.time,
             told: false,
@@ -102,11 +120,13 @@ impl Aggregates {
         // there. What it adds is the process.
         if event.counted != 0 {
             report.count += 1 + event.suppressed;
+            report.own += 1;
             report.event = *event;
         } else {
             gathered.passed += 1 + event.suppressed;
         }
-        if is_call(event) {
+        // A packet names the process whose call made its socket.
+        if event.pid != 0 {
             report.process = Some(Process {
                 pid: event.pid,
                 uid: event.uid,
@@ -123,7 +143,7 @@ impl Aggregates {
     /// Records due now: decisions not told yet, and windows that have ended.
     pub(super) fn due(&mut self, now: u64) -> Vec<Report> {
         let mut due = Vec::new();
-        self.open.retain(|_, gathered| {
+        self.open.retain(|key, gathered| {
             let ended = now.saturating_sub(gathered.opened) >= WINDOW;
             let fresh = !gathered.told && gathered.report.count > 0;
             if fresh || (ended && (gathered.report.count > 0 || !gathered.told)) {
@@ -135,10 +155,15 @@ impl Aggregates {
                 gathered.told = true;
                 gathered.passed = 0;
                 gathered.report.count = 0;
+                gathered.report.own = 0;
                 gathered.report.first = 0;
+            }
+            if ended && let Some(of_pod) = self.pods.get_mut(&key.pod) {
+                *of_pod -= 1;
             }
             !ended
         });
+        self.pods.retain(|_, open| *open > 0);
         due
     }
 
@@ -161,7 +186,7 @@ mod tests {
         event.verdict = Verdict::Audit.number();
         event.reason = Reason::NotGateway.number();
         event.counted = counted;
-        event.pid = 42;
+        event.pid = if hook.is_socket() { 42 } else { 0 };
         event
     }
 
@@ -173,10 +198,12 @@ mod tests {
         }
         let first = open.due(10);
         assert_eq!((first.len(), first[0].count, first[0].first, first[0].last), (1, 3, 1, 3));
+        assert_eq!(first[0].own, 3);
         open.add(&Event { suppressed: 7, ..event(Hook::PodEgress, 1, 20) });
         assert_eq!(open.due(30), []);
         let rest = open.due(WINDOW + 1);
         assert_eq!((rest.len(), rest[0].count, rest[0].first), (1, 8, 20));
+        assert_eq!(rest[0].own, 1, "what the kernel suppressed is counted there");
         // The window is closed: the next one is a first again.
         open.add(&event(Hook::PodEgress, 1, WINDOW + 5));
         assert_eq!(open.due(WINDOW + 6).len(), 1);
@@ -226,9 +253,21 @@ mod tests {
     fn too_many_different_decisions_are_refused_and_none_is_forgotten() {
         let mut open = Aggregates::default();
         for port in 0..=u16::try_from(MOST).unwrap() {
-            let fits = open.add(&Event { dst_port: port, ..event(Hook::PodEgress, 1, 1) });
+            let pod = PodId(u64::from(port) / MOST_OF_POD as u64);
+            let fits = open.add(&Event { pod, dst_port: port, ..event(Hook::PodEgress, 1, 1) });
             assert_eq!(fits, usize::from(port) < MOST);
         }
         assert_eq!(open.flush().len(), MOST);
+        assert!(open.pods.is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_scans_takes_no_other_ones_room() {
+        let mut open = Aggregates::default();
+        for port in 0..1000 {
+            let fits = open.add(&Event { dst_port: port, ..event(Hook::PodEgress, 1, 1) });
+            assert_eq!(fits, usize::from(port) < MOST_OF_POD);
+        }
+        assert!(open.add(&Event { pod: PodId(7), ..event(Hook::PodEgress, 1, 1) }));
     }
 }

@@ -19,10 +19,20 @@ pub(super) fn line(named: &Named) -> String {
         if workload.is_empty() { String::new() } else { format!(" ({kind}/{workload})") };
     let dst = if named.is_v6 { format!("[{}]", named.dst) } else { named.dst.clone() };
     let protocol = protocol_name(named.protocol);
+    // A name comes from an answer, which anybody may have made.
+    let name = named.dst_name.as_ref().map(|name| format!(" ({})", name.escape_debug()));
     let mut line = format!(
-        "{time} {verdict:<5} {pod}{workload} -> {dst}:{}/{protocol}  {}",
-        named.dst_port, named.reason
+        "{time} {verdict:<5} {pod}{workload} -> {dst}:{}/{protocol}{}  {}",
+        named.dst_port,
+        name.unwrap_or_default(),
+        named.reason
     );
+    if let Some(mechanism) = named.mechanism {
+        let _ = write!(line, " by {}", mechanism.name());
+    }
+    if let Some((container, _)) = named.container.as_ref().filter(|(name, _)| !name.is_empty()) {
+        let _ = write!(line, "  container {container}");
+    }
     // Writing to a string cannot fail. A process names itself: without escapes it could end the
     // line and begin another that we never wrote.
     match (&named.process, named.socket_uid) {
@@ -38,10 +48,12 @@ pub(super) fn line(named: &Named) -> String {
     if named.evasion {
         line.push_str("  EVASION");
     }
-    if let Some(declared) = &named.declared_by {
-        let scope =
-            if named.class == Some(Class::OtherNamespace) { " for other namespaces" } else { "" };
-        let _ = write!(line, "  declared by {declared}{scope}");
+    match (&named.declared_by, named.class) {
+        (Some(declared), _) => {
+            let _ = write!(line, "  declared by {declared}");
+        }
+        (None, Some(Class::OtherNamespace)) => line.push_str("  declared for other namespaces"),
+        (None, Some(Class::Declared | Class::Undeclared) | None) => {}
     }
     let _ = write!(line, "  [{} line {}, gen {}]", named.hook, named.line, named.generation);
     if named.count > 1 {

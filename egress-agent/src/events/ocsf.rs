@@ -7,6 +7,7 @@ use egress_common::Verdict;
 use serde_json::{Map, Value, json};
 
 use super::attribute::{Named, protocol_name};
+use super::mechanism::Mechanism;
 use crate::policy::classify::Class;
 
 /// The object.
@@ -47,13 +48,13 @@ pub(super) fn object(named: &Named) -> Value {
                 "version": env!("CARGO_PKG_VERSION"),
             },
             "profiles": ["security_control", "host"],
-            "uid": format!("{}-{}-{}", named.node, named.first.as_nanosecond(), named.sequence),
+            "uid": format!("{}-{:x}-{}", named.node, named.stream, named.sequence),
             "sequence": named.sequence,
             "log_name": "egress",
         },
         "device": { "type_id": 99, "type": "Kubernetes node", "hostname": named.node },
         "src_endpoint": source(named),
-        "dst_endpoint": { "ip": named.dst, "port": named.dst_port },
+        "dst_endpoint": destination(named),
         "connection_info": {
             "protocol_num": named.protocol,
             "protocol_name": protocol,
@@ -81,6 +82,14 @@ pub(super) fn object(named: &Named) -> Value {
     event
 }
 
+fn destination(named: &Named) -> Value {
+    let mut destination = json!({ "ip": named.dst, "port": named.dst_port });
+    if let Some(name) = &named.dst_name {
+        destination["hostname"] = json!(name);
+    }
+    destination
+}
+
 fn source(named: &Named) -> Value {
     let mut source = Map::new();
     source.insert("type_id".to_owned(), json!(99));
@@ -99,6 +108,10 @@ fn source(named: &Named) -> Value {
 
 /// What OCSF has no field for, under OpenTelemetry's names where it has one.
 fn unmapped(named: &Named) -> Value {
+    let container = |part: usize| {
+        let (name, id) = named.container.as_ref()?;
+        Some(if part == 0 { name } else { id }.as_str()).filter(|text| !text.is_empty())
+    };
     json!({
         "k8s.namespace.name": named.namespace,
         "k8s.pod.name": named.pod,
@@ -107,7 +120,12 @@ fn unmapped(named: &Named) -> Value {
         "k8s.node.name": named.node,
         "egress.verdict": named.verdict.name(),
         "egress.hook": named.hook.name(),
+        "k8s.container.name": container(0),
+        "container.id": container(1),
         "egress.capture": named.capture.name(),
+        "egress.mechanism": named.mechanism.map(Mechanism::name),
+        "egress.stream": format!("{:x}", named.stream),
+        "egress.decisions": named.own,
         "egress.gateway": named.gateway,
         "egress.evasion": named.evasion,
         "egress.declaration": named.class.map(Class::name),

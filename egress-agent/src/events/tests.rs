@@ -1,5 +1,11 @@
 //! Golden records, attribution and the output.
 
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
 use egress_common::key::{Addr, GatewayId, PodId, PolicyId};
 use egress_common::packet::{Hook, protocol, tcp};
 use egress_common::state::Capture;
@@ -10,7 +16,9 @@ use serde_json::json;
 use super::aggregate::{Process, Report};
 use super::attribute::Named;
 use super::*;
-use crate::policy::{Coverage, CoverageState, Declaration, Desired, ObjectName, Origin, Snapshot};
+use crate::policy::{
+    Coverage, CoverageState, Declaration, Desired, ObjectName, Origin, Pod, Snapshot,
+};
 
 fn event(hook: Hook) -> Event {
     let mut event = Event::read(&[0; Event::SIZE]).unwrap();
@@ -31,11 +39,12 @@ fn event(hook: Hook) -> Event {
     event.line = 13;
     event.counted = 1;
     event.len = 74;
+    event.cgroup = 5;
     event
 }
 
 fn report(event: Event) -> Report {
-    Report { event, process: None, count: 1, first: event.time, last: event.time }
+    Report { event, process: None, count: 1, own: 1, first: event.time, last: event.time }
 }
 
 fn name(namespace: &str, name: &str) -> ObjectName {
@@ -44,6 +53,29 @@ fn name(namespace: &str, name: &str) -> ObjectName {
 
 fn origin(kind: &str, name: &str) -> Origin {
     Origin { kind: kind.to_owned(), name: name.to_owned(), file: None }
+}
+
+fn pod(capture: Capture) -> Pod {
+    Pod {
+        uid: "uid-1".to_owned(),
+        cgroup_uid: "uid-1".to_owned(),
+        name: name("shop", "cart-0"),
+        labels: BTreeMap::new(),
+        service_account: "default".to_owned(),
+        node: Some("node-a".to_owned()),
+        ips: vec!["10.10.1.2".parse().unwrap()],
+        running: true,
+        ready: true,
+        quarantined: false,
+        interception: Default::default(),
+        containers: BTreeMap::from([("0123".to_owned(), "app".to_owned())]),
+        finished: false,
+        host_network: false,
+        capture,
+        proxy: (capture == Capture::Sidecar).then_some((1337, 1337)),
+        workload: ("Deployment".to_owned(), "cart".to_owned()),
+        origin: origin("Pod", "shop/cart-0"),
+    }
 }
 
 fn state(capture: Capture) -> AgentState {
@@ -71,7 +103,11 @@ fn state(capture: Capture) -> AgentState {
         routed_by: Vec::new(),
         origin: origin("ServiceEntry", "shop/stripe"),
     };
-    AgentState::of(Snapshot { declarations: vec![declaration], ..Snapshot::default() }, desired)
+    let pods = BTreeMap::from([("uid-1".to_owned(), pod(capture))]);
+    AgentState::of(
+        Snapshot { declarations: vec![declaration], pods, ..Snapshot::default() },
+        desired,
+    )
 }
 
 /// A record whose times do not depend on when the test runs.
@@ -79,8 +115,19 @@ fn named(report: &Report, capture: Capture) -> Named {
     Named {
         first: Timestamp::from_millisecond(1_764_000_000_000).unwrap(),
         last: Timestamp::from_millisecond(1_764_000_001_500).unwrap(),
-        ..attribute(report, &state(capture), 7)
+        ..with_pod(report, &state(capture))
     }
+}
+
+/// Container `app` of the pod is behind the events.
+fn with_pod(report: &Report, state: &AgentState) -> Named {
+    let given = Tally { stream: 0xabc, sequence: 7, ..Tally::default() };
+    let mut containers = Containers::of(5, "uid-1", "0123");
+    let name_of: NameOf = Arc::new(|pod, ip| {
+        let asked = pod == PodId::of("uid-1") && ip.to_string() == "203.0.113.80";
+        asked.then(|| "pay.example.com".to_owned())
+    });
+    attribute(report, state, &given, &mut containers, &name_of)
 }
 
 #[test]
@@ -89,8 +136,8 @@ fn a_refused_call_is_one_readable_line() {
     let report = Report { process: Some(process), count: 12, ..report(event(Hook::Connect4)) };
     assert_eq!(
         compact::line(&named(&report, Capture::None)),
-        "16:00:01 DROP  shop/cart-0 (Deployment/cart) -> 203.0.113.10:443/tcp  not_gateway  \
-         curl[4711] uid 1000  declared by shop/stripe  [connect4 line 13, gen 3] x12"
+        "16:00:01 DROP  shop/cart-0 (Deployment/cart) -> 203.0.113.10:443/tcp  not_gateway \
+         by no_sidecar  container app  curl[4711] uid 1000  declared by shop/stripe  [connect4 line 13, gen 3] x12"
     );
 }
 
@@ -153,7 +200,7 @@ fn a_drop_in_ocsf() {
                 "version": env!("CARGO_PKG_VERSION"),
             },
             "profiles": ["security_control", "host"],
-            "uid": "node-a-1764000000000000000-7",
+            "uid": "node-a-abc-7",
             "sequence": 7,
             "log_name": "egress",
         },
@@ -173,23 +220,29 @@ fn a_drop_in_ocsf() {
             "protocol_ver_id": 4,
             "direction_id": 2,
         },
-        "unmapped": {
-            "k8s.namespace.name": "shop",
-            "k8s.pod.name": "cart-0",
-            "k8s.workload.kind": "Deployment",
-            "k8s.workload.name": "cart",
-            "k8s.node.name": "node-a",
-            "egress.verdict": "drop",
-            "egress.hook": "connect4",
-            "egress.capture": "none",
-            "egress.gateway": "",
-            "egress.evasion": false,
-            "egress.declaration": "declared",
-            "egress.declared_by": "shop/stripe",
-            "egress.packet_bytes": 74,
-            "egress.socket_uid": null,
-        },
     });
+    let unmapped = json!({
+        "k8s.namespace.name": "shop",
+        "k8s.pod.name": "cart-0",
+        "k8s.workload.kind": "Deployment",
+        "k8s.workload.name": "cart",
+        "k8s.node.name": "node-a",
+        "egress.verdict": "drop",
+        "egress.hook": "connect4",
+        "k8s.container.name": "app",
+        "container.id": "0123",
+        "egress.capture": "none",
+        "egress.mechanism": "no_sidecar",
+        "egress.stream": "abc",
+        "egress.decisions": 1,
+        "egress.gateway": "",
+        "egress.evasion": false,
+        "egress.declaration": "declared",
+        "egress.declared_by": "shop/stripe",
+        "egress.packet_bytes": 74,
+        "egress.socket_uid": null,
+    });
+    assert_eq!(object.as_object_mut().unwrap().remove("unmapped"), Some(unmapped));
     assert_eq!(object, expected, "{object:#}");
 }
 
@@ -239,44 +292,127 @@ fn names_come_from_the_state_and_only_where_they_match() {
 }
 
 #[test]
-fn a_file_moved_away_is_opened_anew_and_sequence_numbers_go_on() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("events.jsonl");
-    let mut outlet = Outlet::open(EventFormat::Ocsf, Some(&path)).unwrap();
-    let state = state(Capture::None);
-    outlet.write(&report(event(Hook::Wall)), &state);
-    std::fs::rename(&path, dir.path().join("events.1")).unwrap();
-    outlet.write(&report(event(Hook::Wall)), &state);
-    let sequence = |name: &str| {
-        let text = std::fs::read_to_string(dir.path().join(name)).unwrap();
-        let lines: Vec<serde_json::Value> =
-            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(lines.len(), 1, "{text}");
-        lines[0]["metadata"]["sequence"].clone()
-    };
-    assert_eq!((sequence("events.1"), sequence("events.jsonl")), (json!(1), json!(2)));
+fn another_namespace_is_told_that_something_is_declared_and_not_by_whom() {
+    let mut state = state(Capture::None);
+    let mut snapshot = Snapshot::clone(&state.snapshot);
+    snapshot.declarations[0].name = name("bank", "payments");
+    snapshot.declarations[0].export_to = vec![".".to_owned()];
+    state.snapshot = Arc::new(snapshot);
+    let named = with_pod(&report(event(Hook::PodEgress)), &state);
+    let (line, object) = (compact::line(&named), ocsf::object(&named).to_string());
+    assert!(line.contains("declared for other namespaces"), "{line}");
+    assert!(object.contains("other_namespace"), "{object}");
+    for text in [line, object] {
+        assert!(!text.contains("bank") && !text.contains("payments"), "{text}");
+    }
 }
 
 #[test]
-fn a_record_that_cannot_be_written_is_counted_and_leaves_a_gap() {
-    let mut outlet = Outlet::open(EventFormat::Compact, Some(Path::new("/dev/full"))).unwrap();
-    outlet.write(&report(event(Hook::Wall)), &state(Capture::None));
-    let lost: Vec<_> = outlet.lost().counts().collect();
-    assert_eq!(lost, [("decode", 0), ("aggregate", 0), ("write", 1)]);
-    assert_eq!(outlet.sequence, 1);
+fn the_name_that_was_looked_up_stands_beside_the_address() {
+    let looked_up = Event { dst: Addr::v4([203, 0, 113, 80]), ..event(Hook::PodEgress) };
+    let named = named(&report(looked_up), Capture::None);
+    assert!(compact::line(&named).contains("203.0.113.80:443/tcp (pay.example.com)  not_gateway"));
+    assert_eq!(ocsf::object(&named)["dst_endpoint"]["hostname"], "pay.example.com");
+}
+
+#[test]
+fn a_packet_at_the_uplink_names_the_pod_whose_address_it_still_has() {
+    let at_uplink = Event { pod: PodId::UNKNOWN, ..event(Hook::UplinkEgress) };
+    assert_eq!(named(&report(at_uplink), Capture::None).pod, "cart-0");
+    let translated = Event { src: Addr::v4([192, 0, 2, 1]), ..at_uplink };
+    assert_eq!(named(&report(translated), Capture::None).pod, "");
+}
+
+#[test]
+fn a_socket_of_another_pods_container_names_no_container() {
+    let mut state = state(Capture::None);
+    let mut snapshot = Snapshot::clone(&state.snapshot);
+    snapshot.pods.get_mut("uid-1").unwrap().cgroup_uid = "other".to_owned();
+    state.snapshot = Arc::new(snapshot);
+    assert_eq!(with_pod(&report(event(Hook::PodEgress)), &state).container, None);
+}
+
+/// Runs a desk on these samples until shutdown, which is asked for at once; the last tally.
+async fn desk(
+    format: EventFormat,
+    path: &Path,
+    ring: Vec<Result<Event, BadSample>>,
+    left: Tally,
+) -> Tally {
+    let outlet = Outlet::open(Some(path), Rotation::default()).unwrap();
+    let desk = Desk::with(format, outlet, Containers::default());
+    let (trigger, shutdown) = supervise::pair();
+    let (_states, seen) = watch::channel(Arc::new(state(Capture::None)));
+    trigger.request();
+    let mut kept = Tally::default();
+    run(ring.into_iter(), desk, left, |tally| kept = tally, seen, shutdown).await.unwrap();
+    kept
 }
 
 #[tokio::test]
-async fn what_is_open_is_written_when_the_agent_stops() {
+async fn what_is_open_is_written_when_the_agent_stops_and_numbers_go_on() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("events.txt");
-    let outlet = Outlet::open(EventFormat::Compact, Some(&path)).unwrap();
-    let lost = outlet.lost();
-    let (trigger, shutdown) = crate::supervise::pair();
+    let path = dir.path().join("events");
+    let ring = || vec![Ok(event(Hook::Wall)), Err(BadSample { len: 3 })];
+    let first = desk(EventFormat::Ocsf, &path, ring(), Tally::default()).await;
+    assert_eq!((first.read, first.told, first.written), (2, 1, 1));
+    assert_eq!(first.lost[tally::DECODE], 1);
+    let second = desk(EventFormat::Ocsf, &path, ring(), first).await;
+    assert_eq!((second.stream, second.read, second.told), (first.stream, 4, 2));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let sequences: Vec<u64> = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|event| event["metadata"]["sequence"].as_u64().unwrap())
+        .collect();
+    assert_eq!(sequences, [1, 2]);
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_written_is_counted_and_leaves_a_gap() {
+    let kept = desk(
+        EventFormat::Compact,
+        Path::new("/dev/full"),
+        vec![Ok(event(Hook::Wall))],
+        Tally::default(),
+    )
+    .await;
+    assert_eq!((kept.sequence, kept.told, kept.lost[tally::OUTPUT]), (1, 0, 1));
+}
+
+#[tokio::test]
+async fn an_output_that_is_stuck_keeps_nobody_from_reading() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pipe");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // Somebody has it open, does not read, and it is full.
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(nix::libc::O_NONBLOCK);
+    let mut reader = options.open(&path).unwrap();
+    while reader.write(&[0; 4096]).is_ok() {}
+    let outlet = Outlet::open(Some(&path), Rotation::default()).unwrap();
+    let desk = Desk::with(EventFormat::Ocsf, outlet, Containers::default());
+    let (trigger, shutdown) = supervise::pair();
     let (_states, seen) = watch::channel(Arc::new(state(Capture::None)));
-    let ring = [Ok(event(Hook::Wall)), Err(BadSample { len: 3 })].into_iter();
-    trigger.request();
-    run(ring, outlet, seen, shutdown).await;
-    assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
-    assert_eq!(lost.counts().next(), Some(("decode", 1)));
+    let counts = desk.counts();
+    let mut port = 0;
+    // Every other sample says that there are no more for now.
+    let ring = std::iter::from_fn(move || {
+        port += 1;
+        (port % 2 == 0).then(|| Ok(Event { dst_port: port, ..event(Hook::Wall) }))
+    });
+    let mut kept = Tally::default();
+    let running = run(ring, desk, Tally::default(), |tally| kept = tally, seen, shutdown);
+    let ended = async {
+        while counts.tally().read < 5 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(counts.tally().told, 0, "nothing could be written");
+        trigger.request();
+    };
+    let (ran, ()) = tokio::join!(running, ended);
+    ran.unwrap();
+    // Whoever is asked for the pipe now is told that nobody reads it.
+    drop(reader);
+    assert!(kept.read >= 5 && kept.told == 0, "{kept:?}");
 }

@@ -109,6 +109,66 @@ impl Kubepods {
     }
 }
 
+/// A container's cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// UID in the name of its pod's cgroup.
+    pub pod: String,
+    /// The id that the container runtime gave it.
+    pub id: String,
+}
+
+/// Cgroups below a container's that are looked at: systemd in a container makes some.
+const NESTED: u32 = 3;
+
+impl Kubepods {
+    /// The container of every cgroup below a pod's, by the cgroup's id. A pod that goes meanwhile is
+    /// left out.
+    ///
+    /// # Errors
+    /// When `kubepods` cannot be read.
+    pub fn containers(&self) -> Result<BTreeMap<u64, Container>, IdentityError> {
+        let mut found = BTreeMap::new();
+        for (pod, _, path) in self.directories()? {
+            for (name, path) in subdirectories(&path) {
+                let container = Container { pod: pod.clone(), id: container_id(&name).to_owned() };
+                enter(&path, &container, NESTED, &mut found);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Takes in a cgroup of the container and those below it.
+fn enter(path: &Path, container: &Container, deeper: u32, found: &mut BTreeMap<u64, Container>) {
+    let Ok(metadata) = fs::metadata(path) else {
+        return;
+    };
+    found.insert(metadata.ino(), container.clone());
+    if deeper > 0 {
+        for (_, below) in subdirectories(path) {
+            enter(&below, container, deeper - 1, found);
+        }
+    }
+}
+
+fn subdirectories(path: &Path) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let entries = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    entries
+        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
+        .collect()
+}
+
+/// The id in a container's directory: `cri-containerd-ID.scope` and the like (systemd), or `ID`.
+fn container_id(name: &str) -> &str {
+    let stem = name.strip_suffix(".scope").unwrap_or(name);
+    match stem.rsplit_once('-') {
+        Some((_, id)) if id.len() == 64 => id,
+        _ => stem,
+    }
+}
+
 /// Whether a process is in this cgroup or one below it.
 fn holds(cgroup: &Path, process: &str) -> bool {
     let listed = fs::read_to_string(cgroup.join("cgroup.procs"));
@@ -222,6 +282,15 @@ mod tests {
         }
         let hash = "d41d8cd98f00b204e9800998ecf8427e";
         assert_eq!(pod_uid(&format!("kubepods-pod{hash}.slice")).as_deref(), Some(hash));
+    }
+
+    #[test]
+    fn containers_are_named_by_both_drivers() {
+        let id = "a".repeat(64);
+        for name in [format!("cri-containerd-{id}.scope"), format!("crio-{id}.scope"), id.clone()] {
+            assert_eq!(container_id(&name), id, "{name}");
+        }
+        assert_eq!(container_id("app"), "app");
     }
 
     #[test]

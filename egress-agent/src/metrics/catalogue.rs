@@ -5,11 +5,11 @@
 //! tests of alerts and dashboards read it. A label is a closed word or a name of the cluster,
 //! never an address, a port or a host.
 
-use egress_common::state::{Direction, loss};
+use egress_common::state::{Direction, loss, tally};
 use egress_common::{Mode, Reason, Verdict};
 
 use crate::datapath::{hook_names, map_names};
-use crate::events::LostEvents;
+use crate::events::Mechanism;
 use crate::policy::{CoverageState, ProblemCode, RejectReason};
 
 /// What a metric's number does.
@@ -88,9 +88,14 @@ const RESULT: Label = words("result", || vec!["applied", "refused"]);
 const HOOK: Label = words("hook", hook_names);
 const MAP: Label = words("map", map_names);
 const STAGE: Label = words("stage", || {
-    let kernel = loss::NAMES.into_iter().filter(|name| *name != "suppressed");
-    kernel.chain(LostEvents::NAMES).chain(["totals"]).collect()
+    let kernel = loss::NAMES.into_iter().filter(|name| loss::EVENTS.contains(name));
+    kernel.chain(tally::NAMES).collect()
 });
+const LOST_STATE: Label = words("what", || {
+    let others = |name: &&str| *name != "suppressed" && !loss::EVENTS.contains(name);
+    loss::NAMES.into_iter().filter(others).chain(["totals"]).collect()
+});
+const MECHANISM: Label = words("mechanism", || Mechanism::ALL.map(Mechanism::name).into());
 const VERSION: Label = names("version", "the agent's version");
 const SCHEMA: Label = names("schema", "number of the kernel tables' layout");
 
@@ -205,14 +210,23 @@ catalogue! {
             "Room of a kernel table.";
         Applies = Counter "egress_apply_total" [RESULT]
             "Policies applied or refused whole.";
+        KernelLost = Counter "egress_kernel_lost_total" [LOST_STATE]
+            "What a kernel table had no room for: counter (a pod's counts; the node's have them), reply (a flow from outside), original (a redirected socket's peer), call (an audited call's event; its packets have theirs), exposed (what passed of a pod not covered); totals (a file of totals that could not be read).";
         Generation = Gauge "egress_policy_generation" []
             "Generation of the policy the kernel runs.";
     }
     "Events" {
         EventsLost = Counter "egress_events_lost_total" [STAGE]
-            "Events and counts that were lost, by the stage that lost them.";
+            "Denied decisions that no written event stands for, by the stage that lost them.";
         EventsSuppressed = Counter "egress_events_suppressed_total" []
-            "Decisions that raised no event because the same one had just been told.";
+            "Denied decisions that raised no event of their own: repeats of one just told, and listener reports.";
+        EventsWritten = Counter "egress_events_written_total" []
+            "Events written.";
+        EventsDecisions = Counter "egress_events_decisions_total" []
+            "Denied decisions that the written events stand for, without the suppressed: with these and the lost ones, all that were denied.";
+        BypassAttempts = Counter "egress_workload_bypass_attempts_total"
+            [NAMESPACE, WORKLOAD, MECHANISM]
+            "Attempts of a workload to get around the gateways, by how, as far as events tell of them; since the agent's start.";
     }
     "The agent" {
         LeaseAge = Gauge "egress_agent_lease_age_seconds" []

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use egress_common::state::Counter;
+use egress_common::state::{Counter, loss};
 use egress_common::{Reason, Verdict};
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
@@ -14,7 +14,7 @@ use super::standing::standing;
 use super::traffic::traffic;
 use crate::agent::AgentState;
 use crate::datapath::{DatapathError, Readings};
-use crate::events::LostEvents;
+use crate::events::{EventCounts, Mechanism};
 
 /// Why a scrape failed.
 #[derive(Debug, thiserror::Error)]
@@ -37,12 +37,12 @@ pub(super) fn collect(
     readings: &Readings,
     kernel: (usize, u32),
     ledger: &mut Ledger,
-    lost: &LostEvents,
+    counts: &EventCounts,
     unreadable: u64,
 ) -> Result<String, ScrapeError> {
     let mut families = traffic(state, ledger, &readings.pods);
     families.extend(node(&readings.node));
-    families.extend(losses(&readings.losses, lost, unreadable));
+    families.extend(events(state, &readings.losses, counts, unreadable));
     families.extend(standing(state, kernel));
     families.push(build_info());
     encode(families)
@@ -67,21 +67,49 @@ fn node(totals: &BTreeMap<(Verdict, Reason), Counter>) -> Vec<Family> {
     vec![drops, audits]
 }
 
-fn losses(kernel: &[(&'static str, u64)], lost: &LostEvents, unreadable: u64) -> Vec<Family> {
-    let mut events = Family::new(Metric::EventsLost);
+/// What became of denied decisions. What the kernel's tables had no room for is no decision, nor are
+/// the totals of ledgers that could not be read: they stand apart, so that the rest adds up.
+fn events(
+    state: &AgentState,
+    kernel: &[(&'static str, u64)],
+    counts: &EventCounts,
+    unreadable: u64,
+) -> Vec<Family> {
+    let mut lost = Family::new(Metric::EventsLost);
     let mut suppressed = Family::new(Metric::EventsSuppressed);
+    let mut tables = Family::new(Metric::KernelLost);
     for (stage, count) in kernel {
         if *stage == "suppressed" {
             suppressed.add(&[], number(*count));
+        } else if loss::EVENTS.contains(stage) {
+            lost.add(&[stage], number(*count));
         } else {
-            events.add(&[stage], number(*count));
+            tables.add(&[stage], number(*count));
         }
     }
-    for (stage, count) in lost.counts() {
-        events.add(&[stage], number(count));
+    for (stage, count) in counts.lost() {
+        lost.add(&[stage], number(count));
     }
-    events.add(&["totals"], number(unreadable));
-    vec![events, suppressed]
+    tables.add(&["totals"], number(unreadable));
+    let (records, decisions) = counts.written();
+    let mut written = Family::new(Metric::EventsWritten);
+    written.add(&[], number(records));
+    let mut told = Family::new(Metric::EventsDecisions);
+    told.add(&[], number(decisions));
+    let mut attempts = Family::new(Metric::BypassAttempts);
+    let mut sums: BTreeMap<_, u64> = BTreeMap::new();
+    // From zero: an increase is seen from the first attempt on.
+    for pod in state.desired.coverage.iter().filter(|pod| pod.policy.is_some()) {
+        let workload = (pod.pod.namespace.clone(), pod.workload.1.clone());
+        sums.extend(Mechanism::ALL.map(|mechanism| ((workload.clone(), mechanism), 0)));
+    }
+    for (namespace, workload, mechanism, count) in counts.bypass_attempts() {
+        sums.insert(((namespace, workload), mechanism), count);
+    }
+    for (((namespace, workload), mechanism), count) in sums {
+        attempts.add(&[&namespace, &workload, mechanism.name()], number(count));
+    }
+    vec![lost, suppressed, tables, written, told, attempts]
 }
 
 fn build_info() -> Family {

@@ -11,7 +11,7 @@ use crate::agent::AgentState;
 use crate::clock::boot_clock;
 use crate::config::Granularity;
 use crate::datapath::{CounterReader, Options};
-use crate::events::LostEvents;
+use crate::events::EventCounts;
 
 /// The counters and the ledger beside them.
 pub struct Counting {
@@ -87,7 +87,7 @@ impl Counting {
 pub(super) struct Sources {
     pub(super) states: watch::Receiver<Arc<AgentState>>,
     pub(super) counting: Counting,
-    pub(super) lost: LostEvents,
+    pub(super) events: EventCounts,
 }
 
 impl Sources {
@@ -102,7 +102,7 @@ impl Sources {
         let readings = reader.read()?;
         let usage = (readings.pods.len(), reader.room());
         let readings = ledger.continued(readings);
-        let text = collect(&state, &readings, usage, &mut ledger, &self.lost, *unreadable)?;
+        let text = collect(&state, &readings, usage, &mut ledger, &self.events, *unreadable)?;
         // Before anybody is told: the next agent must go on from what was told. Where it cannot be
         // written down that is logged with every minute's settling, and a scrape still says all.
         let _ = self.counting.store.write(&mut ledger);

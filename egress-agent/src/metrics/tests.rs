@@ -116,7 +116,7 @@ fn exposition(
     ledger.learn(state, 1);
     let losses = loss::NAMES.map(|name| (name, 0)).to_vec();
     let readings = ledger.continued(Readings { pods, node: BTreeMap::new(), losses });
-    collect(state, &readings, (3, 8192), ledger, &LostEvents::default(), 0).unwrap()
+    collect(state, &readings, (3, 8192), ledger, &EventCounts::default(), 0).unwrap()
 }
 
 /// Samples as (name with labels, value).

@@ -73,6 +73,10 @@ pub struct Pod {
     pub capture: Capture,
     /// Uid and gid of the sidecar proxy.
     pub proxy: Option<(u32, u32)>,
+    /// What its annotations take out of the sidecar's capture.
+    pub interception: Interception,
+    /// Names of its containers by the id that the container runtime gave them.
+    pub containers: BTreeMap<String, String>,
     /// Label [`QUARANTINE`] is set, whatever its value.
     pub quarantined: bool,
     /// Owning workload: kind (`Deployment`, `StatefulSet`, ...) and name; the pod itself where
@@ -81,6 +85,37 @@ pub struct Pod {
     /// Where it came from.
     pub origin: Origin,
 }
+
+/// What the annotations `traffic.sidecar.istio.io/…Outbound…` say of a sidecar's capture. It
+/// explains attempts, and no verdict depends on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interception {
+    /// Ports that are not captured.
+    pub exclude_ports: Vec<u16>,
+    /// Addresses that are not captured.
+    pub exclude_ranges: Vec<IpNet>,
+    /// The only addresses that are captured; `None` for all.
+    pub include_ranges: Option<Vec<IpNet>>,
+    /// Ports that are captured wherever they are dialled.
+    pub include_ports: Vec<u16>,
+}
+
+impl Interception {
+    /// Whether the port is taken out.
+    pub fn excludes_port(&self, port: u16) -> bool {
+        self.exclude_ports.contains(&port)
+    }
+
+    /// Whether the address is taken out, dialled at this port.
+    pub fn excludes_address(&self, ip: IpAddr, port: u16) -> bool {
+        let within = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&ip));
+        let left_out = self.include_ranges.as_ref().is_some_and(|ranges| !within(ranges));
+        within(&self.exclude_ranges) || (left_out && !self.include_ports.contains(&port))
+    }
+}
+
+/// The container of a sidecar.
+pub const PROXY_CONTAINER: &str = "istio-proxy";
 
 /// Label that takes a gateway's pod out of service.
 pub const QUARANTINE: &str = "egress-enforcer.io/quarantine";

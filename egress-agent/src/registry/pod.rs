@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::field::{FieldErrors, address, typed};
 use super::object::{Metadata, Object, text_enum};
-use crate::policy::snapshot::QUARANTINE;
-use crate::policy::{ObjectName, Origin, Pod};
+use crate::policy::snapshot::{PROXY_CONTAINER, QUARANTINE};
+use crate::policy::{Interception, ObjectName, Origin, Pod};
 
 /// Set by the kubelet on the API's image of a static pod; the value names the pod's cgroup.
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -21,7 +21,8 @@ const AMBIENT: &str = "ambient.istio.io/redirection";
 const TEMPLATE_HASH: &str = "pod-template-hash";
 /// The condition of a pod that serves.
 const READY: &str = "Ready";
-const PROXY: &str = "istio-proxy";
+/// Start of the annotations that shape a sidecar's capture.
+const INTERCEPTION: &str = "traffic.sidecar.istio.io/";
 /// User and group of Istio's proxy where its container does not say.
 const PROXY_ID: u32 = 1337;
 
@@ -58,6 +59,17 @@ struct Status {
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
     pod_ips: Vec<PodIp>,
+    container_statuses: Vec<ContainerStatus>,
+    init_container_statuses: Vec<ContainerStatus>,
+    ephemeral_container_statuses: Vec<ContainerStatus>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", expecting = "a mapping")]
+struct ContainerStatus {
+    name: String,
+    #[serde(rename = "containerID")]
+    container_id: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -114,6 +126,8 @@ pub(super) fn pod(value: Value, name: &ObjectName, origin: &Origin) -> Result<Po
         host_network: spec.host_network,
         capture,
         proxy,
+        interception: interception(&metadata),
+        containers: containers(&status),
         quarantined: metadata.labels.contains_key(QUARANTINE),
         workload: workload(&metadata, name),
         origin: origin.clone(),
@@ -131,10 +145,46 @@ fn ips(status: &Status) -> Result<Vec<std::net::IpAddr>, FieldErrors> {
     status.pod_ips.iter().enumerate().map(read).collect()
 }
 
+/// Names by id: `containerd://ID` names the container that runs as ID.
+fn containers(status: &Status) -> BTreeMap<String, String> {
+    let all = status.container_statuses.iter().chain(&status.init_container_statuses);
+    let all = all.chain(&status.ephemeral_container_statuses);
+    let running = all.filter_map(|one| {
+        let (_, id) = one.container_id.split_once("://")?;
+        Some((id.to_owned(), one.name.clone()))
+    });
+    running.collect()
+}
+
+/// What the annotations take out of capture. What cannot be read in them explains nothing, as it
+/// does nothing for the proxy either.
+fn interception(metadata: &Metadata) -> Interception {
+    let said = |key: &str| metadata.annotations.get(&format!("{INTERCEPTION}{key}"));
+    let parts = |key: &str| {
+        let parts = said(key).map(String::as_str).unwrap_or_default().split(',');
+        parts.map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+    };
+    let ports = |key: &str| -> Vec<u16> {
+        let parts: Vec<String> = parts(key);
+        parts.iter().filter_map(|part| part.parse().ok()).collect()
+    };
+    let ranges = |key: &str| -> Vec<ipnet::IpNet> {
+        let parts: Vec<String> = parts(key);
+        parts.iter().filter_map(|part| part.parse().ok()).collect()
+    };
+    let include = said("includeOutboundIPRanges").filter(|ranges| ranges.trim() != "*");
+    Interception {
+        exclude_ports: ports("excludeOutboundPorts"),
+        exclude_ranges: ranges("excludeOutboundIPRanges"),
+        include_ranges: include.map(|_| ranges("includeOutboundIPRanges")),
+        include_ports: ports("includeOutboundPorts"),
+    }
+}
+
 /// How the mesh captures the pod, with the sidecar's user and group.
 fn captured(metadata: &Metadata, spec: &Spec) -> (Capture, Option<(u32, u32)>) {
     let mut containers = spec.containers.iter().chain(&spec.init_containers);
-    let proxy = containers.find(|container| container.name == PROXY);
+    let proxy = containers.find(|container| container.name == PROXY_CONTAINER);
     if proxy.is_some() || metadata.annotations.contains_key(SIDECAR_STATUS) {
         let context = proxy.map(|container| container.security_context).unwrap_or_default();
         let user = context.run_as_user.unwrap_or(PROXY_ID);

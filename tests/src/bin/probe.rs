@@ -114,6 +114,17 @@ enum What {
         wiring: Wiring,
         names: Vec<String>,
     },
+    /// Send datagrams to an address for so many milliseconds, so many a second, to as many of its
+    /// ports in turn, the given one first.
+    Scatter {
+        address: SocketAddr,
+        #[arg(long)]
+        milliseconds: u64,
+        #[arg(long)]
+        rate: u64,
+        #[arg(long, default_value_t = 1)]
+        ports: u16,
+    },
     /// Send by every way as fast as it goes, for so many milliseconds or until standard input ends.
     Flood {
         address: SocketAddr,
@@ -186,6 +197,12 @@ fn main() -> std::io::Result<()> {
                 socket.send(&datagram(source, address).ethernet(from, to)).map(drop)
             });
             (sent.map(|()| String::new()), 1)
+        }
+        What::Scatter { address, milliseconds, rate, ports } => {
+            match scatter(address, Duration::from_millis(milliseconds), rate, ports) {
+                Ok(attempts) => (Ok(String::new()), attempts),
+                Err(error) => (Err(error), 0),
+            }
         }
         What::Flood { address, source, interface, from, to, milliseconds, while_open } => {
             let until = milliseconds.map(|span| start + Duration::from_millis(span));
@@ -407,6 +424,26 @@ fn datagram(source: IpAddr, address: SocketAddr) -> Packet<'static> {
         flags: 0,
         payload: b"probe",
     }
+}
+
+/// A refused datagram counts as sent: somebody counted it.
+fn scatter(address: SocketAddr, time: Duration, rate: u64, ports: u16) -> std::io::Result<u64> {
+    let any: IpAddr = if address.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    let start = Instant::now();
+    let mut sent = 0;
+    while start.elapsed() < time {
+        let due = u64::try_from(start.elapsed().as_micros()).unwrap_or(0) * rate / 1_000_000;
+        if sent >= due {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        while sent < due {
+            let port = address.port() + u16::try_from(sent % u64::from(ports)).unwrap_or(0);
+            let _ = socket.send_to(b"probe", (address.ip(), port));
+            sent += 1;
+        }
+    }
+    Ok(sent)
 }
 
 /// Every way at once: the frames count as sent whether or not the kernel refuses them.

@@ -61,6 +61,8 @@ pub(in crate::policy) fn pod(full: &str, ips: &[&str]) -> Pod {
         running: true,
         ready: true,
         quarantined: false,
+        interception: Default::default(),
+        containers: BTreeMap::new(),
         finished: false,
         host_network: false,
         capture: Capture::None,
