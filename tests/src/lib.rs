@@ -21,6 +21,7 @@ pub mod dashboards;
 pub mod dial;
 pub mod flood;
 pub mod frame;
+pub mod guest;
 pub mod http;
 pub mod kernel;
 pub mod kube_lab;

@@ -177,7 +177,7 @@ impl Process {
 
     /// Waits for its end, at most `patience`.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + patience * slowness();
         loop {
             if let Some(status) = self.ended()? {
                 return Ok(status);
@@ -235,6 +235,7 @@ pub fn wait_until(
     mut done: impl FnMut() -> Result<bool>,
 ) -> Result<Duration> {
     let start = Instant::now();
+    let patience = patience * slowness();
     let mut last = None;
     while start.elapsed() < patience {
         match done() {
@@ -248,6 +249,13 @@ pub fn wait_until(
         Some(error) => Err(error.context(format!("not within {patience:?}: {what}"))),
         None => bail!("not within {patience:?}: {what}"),
     }
+}
+
+/// By how much this machine is slower than one the patience was chosen for: `EGRESS_PATIENCE`, which
+/// the kernel matrix sets under emulation.
+fn slowness() -> u32 {
+    let set = std::env::var("EGRESS_PATIENCE").ok().and_then(|text| text.parse().ok());
+    set.unwrap_or(1)
 }
 
 /// Feeds rules to `nft` at a place.

@@ -8,6 +8,7 @@ mod build;
 mod ci;
 mod demo;
 mod generate;
+mod matrix;
 mod object;
 mod paths;
 mod process;
@@ -56,6 +57,12 @@ enum Task {
     ///
     /// Needs root. Works in namespaces of its own and removes them.
     Demo(demo::Arguments),
+    /// Prove the agent on kernels 5.10, 6.1, 6.12, 7.3 and the running one; a table.
+    ///
+    /// Needs root. Boots Debian's cloud kernels under qemu (TCG) with the real agent in a lab of
+    /// namespaces: programs load, attach and enforce, also while the agent is killed and replaced.
+    /// Without arguments it also writes docs/kernels.md.
+    Matrix(matrix::Arguments),
     /// Write what is made from the code: deploy/crds, deploy/rbac.yaml, deploy/alerts, docs.
     ///
     /// A test fails while the files differ from the code; this task is its remedy.
@@ -72,6 +79,7 @@ fn main() -> ExitCode {
         Task::Build(arguments) => build::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
+        Task::Matrix(arguments) => matrix::run(&arguments),
         Task::Generate => generate::run(),
         Task::Tidy => tidy::run(),
         Task::Ci(arguments) => ci::run(&arguments),

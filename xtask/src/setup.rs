@@ -6,8 +6,10 @@
 //! installed by their exact names, and only where a program is missing.
 
 mod apt;
+mod archive;
 mod envoy;
 mod golang;
+mod kernels;
 mod linker;
 mod mirror;
 mod prometheus;
@@ -23,6 +25,7 @@ use crate::paths;
 
 pub(crate) use envoy::program as envoy;
 pub(crate) use golang::{control_plane, istiod};
+pub(crate) use kernels::{KERNELS, Kernel, qemu};
 pub(crate) use linker::{VERSION as BPF_LINKER, program as bpf_linker};
 pub(crate) use prometheus::{promtool, server as prometheus};
 
@@ -39,6 +42,8 @@ pub(crate) enum Need {
     Envoy,
     /// etcd and the API server of the tests.
     ControlPlane,
+    /// qemu and the kernels of the matrix.
+    Kernels,
     /// Istio's own control plane, which the tests compare the agent with.
     Istiod,
     /// Scrapes the agent in the tests of alerts and dashboards, and tests their rules.
@@ -55,6 +60,7 @@ pub(crate) fn run() -> Result<()> {
         Need::Envoy,
         Need::ControlPlane,
         Need::Istiod,
+        Need::Kernels,
         Need::Prometheus,
     ])?;
     eprintln!("setup: ready after {}", seconds(start));
@@ -71,6 +77,7 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
             Need::BpfLinker => ("bpf-linker", linker::ensure()),
             Need::Envoy => ("envoy", envoy::ensure()),
             Need::ControlPlane => ("control plane", golang::ensure_control_plane()),
+            Need::Kernels => ("kernel matrix", kernels::ensure()),
             Need::Istiod => ("istiod", golang::ensure_istiod()),
             Need::Prometheus => ("prometheus", prometheus::ensure()),
         };

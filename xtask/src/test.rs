@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::setup::{self, Need};
-use crate::{object, paths, process};
+use crate::{matrix, object, paths, process};
 
 #[derive(Args, Default)]
 pub(crate) struct Arguments {
@@ -48,6 +48,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let name = "object, kernel and agent";
     eprintln!("test: {name}");
     ended(name, kernel(&arguments.filter, &mut total));
+    if arguments.filter.is_empty() || arguments.filter.iter().any(|word| word == "matrix") {
+        eprintln!("test: the oldest and the newest kernel");
+        match matrix::subset() {
+            Ok(kernels) => total.passed += kernels,
+            Err(error) => ended("kernels", Err(error)),
+        }
+    }
     let Tally { passed, failed: broken, ignored } = total;
     let seconds = start.elapsed().as_secs();
     eprintln!("test: {passed} passed, {broken} failed, {ignored} ignored, in {seconds} s");

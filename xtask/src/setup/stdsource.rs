@@ -4,19 +4,18 @@
 //! Debian has the same release as the package `rust-src`, read from the machine's own mirror with
 //! a private apt configuration and checked against Debian's keys. No package is installed.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Staging, apt, mirror};
+use super::Staging;
+use super::archive::Archive;
 use crate::paths::find_program;
-use crate::process::{self, Lines};
+use crate::process;
 
 /// Where Debian keeps current compilers for its stable release.
 const SUITE: &str = "trixie-backports";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Where cargo looks for the source.
 pub(crate) fn directory() -> Result<PathBuf> {
@@ -66,86 +65,19 @@ fn release(version: &str) -> Result<&str> {
 }
 
 fn from_debian(release: &str, directory: &Path) -> Result<()> {
-    for program in ["apt-get", "dpkg"] {
-        if find_program(program).is_none() {
-            bail!(
-                "rustup could not add rust-src and this system has no {program}: put the \
-                 `library` directory of the Rust {release} sources at {}",
-                directory.display()
-            );
-        }
-    }
-    if !Path::new(KEYRING).is_file() {
-        bail!(
-            "{KEYRING} is missing, so packages cannot be verified: install debian-archive-keyring"
-        );
-    }
-    let mirror = mirror::debian()?;
     // Staged beside the destination: a rename cannot cross file systems.
     let staging = Staging::beside(directory)?;
-    let apt = Apt::new(&staging.0, &mirror)?;
     eprintln!("setup: downloading rust-src {release} ({SUITE}) from this machine's Debian mirror");
-    process::run_long("apt-get update", apt.command().arg("update"), Lines::Kept)?;
-    process::run_long(
-        "apt-get download",
-        apt.command().args(["download", &format!("rust-src={release}+*")]).current_dir(&staging.0),
-        Lines::Kept,
-    )
-    .with_context(|| format!("{SUITE} has no rust-src {release}, the version of this rustc"))?;
-    let package = apt::package_in(&staging.0)?;
-    let unpacked = staging.0.join("unpacked");
-    process::run_long(
-        "unpacking",
-        Command::new("dpkg").arg("-x").arg(&package).arg(&unpacked),
-        Lines::Kept,
-    )?;
-    staging.finish(&format!("unpacked/usr/src/rustc-{release}/library"), directory)
-}
-
-/// apt with lists, cache and sources of its own. Proxies and the like stay the machine's.
-struct Apt {
-    options: Vec<String>,
-}
-
-impl Apt {
-    fn new(base: &Path, mirror: &str) -> Result<Self> {
-        let directory = |name: &str| -> Result<String> {
-            let path = base.join(name);
-            fs::create_dir_all(path.join("partial"))
-                .with_context(|| format!("cannot create {}", path.display()))?;
-            Ok(path.display().to_string())
-        };
-        let sources = directory("sources")?;
-        fs::write(
-            Path::new(&sources).join("private.sources"),
+    Archive::open(&staging.0, &[SUITE])
+        .and_then(|archive| archive.unpack(&[format!("rust-src={release}+*")]))
+        .with_context(|| {
             format!(
-                "Types: deb\nURIs: {mirror}\nSuites: {SUITE}\nComponents: main\n\
-                 Signed-By: {KEYRING}\n"
-            ),
-        )
-        .context("cannot write apt's private sources")?;
-        Ok(Self {
-            options: vec![
-                "Dir::Etc::sourcelist=/dev/null".to_owned(),
-                "Dir::Etc::preferences=/dev/null".to_owned(),
-                "Dir::Etc::preferencesparts=/dev/null".to_owned(),
-                format!("Dir::Etc::sourceparts={sources}"),
-                format!("Dir::State::lists={}", directory("lists")?),
-                format!("Dir::Cache={}", directory("cache")?),
-                // The unprivileged download user may not enter a home directory.
-                "APT::Sandbox::User=root".to_owned(),
-                "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
-            ],
-        })
-    }
-
-    fn command(&self) -> Command {
-        let mut apt = Command::new("apt-get");
-        for option in &self.options {
-            apt.args(["-o", option]);
-        }
-        apt
-    }
+                "neither rustup nor Debian's {SUITE} gave the source of Rust {release}, the version \
+                 of this rustc: put its `library` directory at {}",
+                directory.display()
+            )
+        })?;
+    staging.finish(&format!("unpacked/usr/src/rustc-{release}/library"), directory)
 }
 
 #[cfg(test)]

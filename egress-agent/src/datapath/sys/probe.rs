@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_map_type, bpf_prog_type};
 use nix::libc;
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::{SysError, Target, bpf};
 
@@ -42,7 +43,17 @@ pub(in crate::datapath) fn create_map() -> Result<OwnedFd, SysError> {
     }
     let kind = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
     let mut attr = Attr { kind, key: 4, value: 8, entries: 1, flags: 0, pad: 0 };
-    let fd = bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr, || "an array of one entry".to_owned())?;
+    let mut create =
+        || bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr, || "an array of one entry".to_owned());
+    let fd = match create() {
+        // Before Linux 5.11 maps are paid for from a limit. It is raised as aya raises it for the
+        // agent's own maps; where it may not be, the second refusal is the answer.
+        Err(error) if error.errno() == libc::EPERM => {
+            let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+            create()?
+        }
+        created => created?,
+    };
     // SAFETY: the kernel has just given us this descriptor and nobody else holds it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
