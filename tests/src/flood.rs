@@ -13,7 +13,7 @@ use crate::process::Process;
 use crate::scenario::{Scenario, to};
 
 /// Where a flood is sent; servers of the lab answer there.
-const PORT: u16 = 9000;
+pub const PORT: u16 = 9000;
 /// Where the gateway answers its clients.
 const OPEN: u16 = 8443;
 
@@ -74,13 +74,16 @@ pub fn under_flood(
 
 /// Processes that run until their standard input ends, and then say what they did.
 #[derive(Debug, Default)]
-struct Crew {
+pub struct Crew {
     members: Vec<(String, Process)>,
 }
 
 impl Crew {
     /// Sends from these pods, over both families: UDP and TCP sockets, raw and packet sockets.
-    fn flood(lab: &Lab, pods: &[&Pod]) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When a sender cannot be started.
+    pub fn flood(lab: &Lab, pods: &[&Pod]) -> Result<Self> {
         let mut crew = Self::default();
         for pod in pods {
             for to in STRIPE.both() {
@@ -120,7 +123,10 @@ impl Crew {
     }
 
     /// Ends them all; how much they tried together.
-    fn end(mut self) -> Result<u64> {
+    ///
+    /// # Errors
+    /// When one failed or does not end.
+    pub fn end(mut self) -> Result<u64> {
         for (_, process) in &mut self.members {
             drop(process.child().stdin.take());
         }
