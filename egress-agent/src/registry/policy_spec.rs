@@ -6,18 +6,20 @@
 //! `cargo xtask generate` afterwards.
 #![expect(clippy::duplicated_attributes, reason = "each printer column has a type of its own")]
 
+mod redirect;
+
 use std::collections::BTreeMap;
-use std::fmt;
 
 use egress_common::Mode;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 
 use super::crd::schema;
 use super::field::AutoOr;
 use super::object::Metadata;
+pub(in crate::registry) use redirect::RedirectSpec;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a mapping")]
@@ -121,70 +123,6 @@ pub(super) struct PolicySpec {
     /// What happens once the agent has been silent for longer than its lease: `hold` keeps the
     /// policy, `denyNew` refuses new connections, `audit` lets them through and reports them.
     pub(super) on_agent_loss: OnAgentLossText,
-}
-
-/// Connections that go to the gateways instead of being refused.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, Serialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields, expecting = "a mapping")]
-#[schemars(extend("required" = ["ports"]))]
-pub(super) struct RedirectSpec {
-    /// The ports that applications dial, each once.
-    #[schemars(length(min = 1, max = 64))]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["port"]))]
-    pub(super) ports: Vec<RedirectPortSpec>,
-}
-
-/// One port to redirect, and the gateway's port that takes it. In a manifest that no API server
-/// sees, the number alone does too.
-#[derive(Clone, Copy, Debug, JsonSchema, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct RedirectPortSpec {
-    /// The port that applications dial; not 53 or 853, which are for resolvers.
-    #[schemars(with = "schema::RedirectedPort")]
-    pub(super) port: u16,
-    /// The port of the gateway's pods that takes it, such as its TLS port for 443 and its HTTP
-    /// port for 80. Unless given, the one that the gateway's Service maps `port` to, or the only
-    /// one there is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "schema::Port")]
-    pub(super) gateway_port: Option<u16>,
-}
-
-impl<'de> Deserialize<'de> for RedirectPortSpec {
-    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase", deny_unknown_fields)]
-        struct Mapping {
-            /// Zero where absent, which is refused with every other that is no port.
-            #[serde(default)]
-            port: u16,
-            gateway_port: Option<u16>,
-        }
-        struct Visitor;
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = RedirectPortSpec;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a port, or a mapping such as {port: 443, gatewayPort: 8443}")
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<RedirectPortSpec, E> {
-                let wrong = |_| E::invalid_value(de::Unexpected::Unsigned(number), &self);
-                let port = u16::try_from(number).map_err(wrong)?;
-                Ok(RedirectPortSpec { port, gateway_port: None })
-            }
-
-            fn visit_map<A: de::MapAccess<'de>>(
-                self,
-                map: A,
-            ) -> Result<RedirectPortSpec, A::Error> {
-                let mapping = de::value::MapAccessDeserializer::new(map);
-                let Mapping { port, gateway_port } = Mapping::deserialize(mapping)?;
-                Ok(RedirectPortSpec { port, gateway_port })
-            }
-        }
-        input.deserialize_any(Visitor)
-    }
 }
 
 /// Where the gateways' own pods may go.
