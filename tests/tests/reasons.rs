@@ -66,6 +66,7 @@ fn case(reason: Reason) -> Option<Case> {
         | Reason::Infrastructure
         | Reason::Cluster
         | Reason::Exception
+        | Reason::Resolved
         | Reason::Redirected => return None,
         // Of a socket's own call alone, which no test run makes: suite `redirect` counts it.
         Reason::RedirectUnavailable => return None,
@@ -106,6 +107,13 @@ fn case(reason: Reason) -> Option<Case> {
                 tables.policies.insert(POLICY, stale);
             },
             ..sent(tcp(GATEWAY, 8443))
+        },
+        Reason::Unresolved => Case {
+            with: |tables| {
+                let pod = tables.interfaces.get_mut(&LOOPBACK).expect("the pod");
+                pod.flags |= Pod::LIMITED;
+            },
+            ..sent(tcp(OUTSIDE, 443))
         },
         // The run's socket is in a cgroup that is no pod's.
         Reason::ForeignSocket => Case {
