@@ -1,6 +1,7 @@
 //! The boundary as filters of clsact, which kernels before 6.6 have: made to be used here.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use egress_tests::address::{STRIPE, pod};
@@ -8,7 +9,7 @@ use egress_tests::agent::{self, Agent, binary};
 use egress_tests::flood::under_flood;
 use egress_tests::lab::{GATEWAY, Lab};
 use egress_tests::manifests;
-use egress_tests::process::Place;
+use egress_tests::process::{Place, wait_until};
 use egress_tests::scenario::{Scenario, to};
 
 const BY_CLSACT: &str = "datapath: {attach: clsact}\n";
@@ -116,19 +117,41 @@ fn a_killed_agents_filters_are_replaced_in_place() -> Result<()> {
     all_attached(&scenario)
 }
 
+/// Waits until ours is the first of an interface's filters.
+fn leads(lab: &Lab, interface: &str, count: usize) -> Result<()> {
+    wait_until("our filter leads", Duration::from_secs(5), || {
+        let order = filters(lab, interface, "ingress")?;
+        Ok(order.len() == count && order[0].contains(OURS))
+    })?;
+    Ok(())
+}
+
+#[test]
+fn a_filter_removed_by_hand_comes_back_and_is_counted() -> Result<()> {
+    let scenario = scenario()?;
+    let lab = &scenario.lab;
+    let interface = lab.cart.interface();
+    tc(lab, &format!("filter del dev {interface} ingress"))?;
+    leads(lab, &interface, 1)?;
+    let samples = scenario.samples()?;
+    let repairs = ["egress_bpf_repairs_total{", "hook=\"pod_egress\""];
+    assert_eq!(agent::sum(&samples, &repairs), 1.0);
+    let verified = ["egress_enforcement_verified{", "hook=\"pod_egress\"", "ipv6"];
+    assert_eq!(agent::sum(&samples, &verified), 1.0);
+    all_attached(&scenario)
+}
+
 #[test]
 fn a_filter_that_comes_before_ours_is_joined_and_kept() -> Result<()> {
     let mut scenario = scenario()?;
     let lab = &scenario.lab;
     let interface = lab.cart.interface();
     add_ok(lab, &interface)?;
-    let order = filters(lab, &interface, "ingress")?;
-    assert!(order.len() == 2 && !order[0].contains(OURS), "{order:?}");
+    leads(lab, &interface, 2)?;
     scenario.agent.process.kill();
     scenario.agent = Agent::start(&scenario.lab, &[])?;
     let lab = &scenario.lab;
-    let order = filters(lab, &interface, "ingress")?;
-    assert!(order.len() == 2 && order[0].contains(OURS), "{order:?}");
+    leads(lab, &interface, 2)?;
     let by_hand = lab.by_hand("packet", &lab.cart, (STRIPE.v4, 9000).into());
     let arguments: Vec<&str> = by_hand.iter().map(String::as_str).collect();
     assert_eq!(scenario.judged(&lab.cart.place(), &arguments)?.1, 0);

@@ -105,13 +105,16 @@ impl Attached {
 
     fn mend(&mut self, place: Place, attached: bool) -> Result<(), super::DatapathError> {
         if attached {
-            return self.links.overtake(place);
+            self.links.overtake(place)?;
+        } else {
+            match self.links.hold(place, true) {
+                // The interface is gone: so will its entry be with the next policy.
+                Err(error) if error.errno() == libc::ENODEV => return Ok(()),
+                held => held?,
+            }
         }
-        match self.links.hold(place, true) {
-            // The interface is gone: so will its entry be with the next policy.
-            Err(error) if error.errno() == libc::ENODEV => Ok(()),
-            other => Ok(other?),
-        }
+        self.links.count_filter(place);
+        Ok(())
     }
 
     /// How often something attached was found otherwise than it was loaded and mended, by hook,

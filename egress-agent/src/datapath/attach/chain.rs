@@ -160,16 +160,23 @@ impl Links {
         }
     }
 
+    /// Counts a filter that was put right; links count themselves.
+    pub(in crate::datapath) fn count_filter(&mut self, place: Place) {
+        if self.chain == Chain::Clsact {
+            *self.repairs.entry(place.hook.name).or_default() += 1;
+        }
+    }
+
     /// Takes the head of the chain again. A second copy of the program goes there first, because a
     /// chain takes each program once; the one behind goes after it.
     ///
     /// # Errors
-    /// When the second copy cannot be loaded or linked; the first one stays where it is. Filters of
-    /// clsact cannot be moved: ours has the first priority, and who shares it was first.
+    /// When the second copy cannot be loaded or linked; the first one stays where it is.
     pub(in crate::datapath) fn overtake(&mut self, place: Place) -> Result<(), DatapathError> {
         let Place { hook, ifindex } = place;
         if self.chain == Chain::Clsact {
-            return Ok(());
+            // Holding a place puts the filter before others.
+            return Ok(self.hold(place, false)?);
         }
         let pin = place.pin(&self.options);
         let runs = self.holder(place)?.program;
