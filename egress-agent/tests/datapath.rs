@@ -8,7 +8,9 @@ use std::fs;
 use std::path::Path;
 
 use aya::programs::links::PinnedLink;
-use egress_agent::datapath::{Applied, Attached, DatapathError, Loaded, Options, Way, uninstall};
+use egress_agent::datapath::{
+    Applied, Attached, DatapathError, Loaded, Options, Way, hook_names, map_names, uninstall,
+};
 use egress_agent::policy::Tables;
 use egress_common::key::{
     Addr, AddressKey, ExactKey, ExceptionKey, GatewayId, PodId, PolicyId, RangeKey,
@@ -244,7 +246,11 @@ fn uninstall_removes_what_is_ours_and_only_that() {
     let foreign = options.bpffs.join("links").join("somebodys");
     fs::create_dir(&foreign).unwrap();
     let removed = uninstall(&options).unwrap();
-    assert_eq!((removed.links, removed.objects), (HOOKS.len() + 2, 20 + 11), "{removed:?}");
+    assert_eq!(
+        (removed.links, removed.objects),
+        (HOOKS.len() + 2, map_names().len() + hook_names().len()),
+        "{removed:?}"
+    );
     assert!(foreign.exists());
 
     fs::remove_dir(&foreign).unwrap();
