@@ -211,14 +211,14 @@ fn a_ring_that_nobody_reads_changes_no_verdict_and_every_loss_is_counted() -> Re
     let dropped = kernel.dropped()? - before.0;
     let lost = refused()? - before.1;
     let suppressed = kernel.lost(loss::SUPPRESSED)? - before.2;
-    // With the ring still full: everything is judged as ever.
+    let read = kernel.drain()?;
+    // With nobody reading: everything is judged as ever.
     let flooded = Flood::start(lab).and_then(|flood| {
         std::thread::sleep(Duration::from_millis(1500));
         flood.end(lab)
     })?;
     ensure!(refused()? > before.1 + lost, "nothing was refused");
     old_policy_holds_with(&scenario)?;
-    let read = kernel.drain()?;
     println!(
         "{dropped} dropped: {read} told, {lost} lost, {suppressed} suppressed; then {flooded}"
     );

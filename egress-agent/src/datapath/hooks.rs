@@ -156,7 +156,12 @@ impl Attached {
         let found = self.links.holder(place);
         // What cannot be asked is told by the link itself.
         let ahead = self.links.ahead(place).unwrap_or(0);
-        self.status(hook, found, u64::from(ifindex), format!("ifindex {ifindex}"), ahead)
+        // Where nothing could be attached yet, the pod is not covered and the wall holds: that is
+        // told of the pod, and is no reason to take the agent for broken.
+        let was_held = found.is_ok();
+        let on = u64::from(ifindex);
+        let status = self.status(hook, found, on, format!("ifindex {ifindex}"), ahead);
+        HookStatus { needed: status.needed && was_held, ..status }
     }
 
     fn status(

@@ -2,8 +2,8 @@
 
 use egress_agent::policy::Tables;
 use egress_common::Mode;
-use egress_common::key::{Addr, PodId, PolicyId};
-use egress_common::state::{DenyResponse, OnAgentLoss, Pod, Policy, Rate};
+use egress_common::key::{Addr, ExactKey, PodId, PolicyId};
+use egress_common::state::{DenyResponse, Exact, OnAgentLoss, Pod, Policy, Rate, Target};
 use egress_tests::kernel::{LOOPBACK, POLICY, Stand, pod};
 
 /// Connections that the rate of the boundary's part allows.
@@ -34,7 +34,7 @@ const BOUNDARY: Part = Part {
     name: "the boundary",
     program: "pod_egress",
     tracker: Some("pod_ingress"),
-    share: 5,
+    share: 4,
     tables: |tables, _| {
         let interval = 1_000_000_000_000_000;
         let pod_rate = Rate { interval, tolerance: interval * (TOKENS - 1) };
@@ -42,7 +42,7 @@ const BOUNDARY: Part = Part {
     },
 };
 
-pub(crate) const PARTS: [Part; 11] = [
+pub(crate) const PARTS: [Part; 12] = [
     BOUNDARY,
     Part {
         name: "a boundary that answers",
@@ -86,6 +86,19 @@ pub(crate) const PARTS: [Part; 11] = [
         tables: |tables, _| {
             tables.config.guard = Mode::Enforce.number();
             tables.interfaces.insert(LOOPBACK, Pod { policy: PolicyId::NONE, ..pod() });
+        },
+        ..BOUNDARY
+    },
+    Part {
+        name: "a gateway limited to what names resolved to",
+        share: 1,
+        tables: |tables, _| {
+            tables.interfaces.get_mut(&LOOPBACK).expect("the pod").flags |= Pod::LIMITED;
+            let outside = Addr::v4([203, 0, 113, 10]);
+            for (port, target) in [(443, Target::Resolved), (8443, Target::Earlier)] {
+                let key = ExactKey::new(POLICY, outside, 6, port);
+                tables.exact.insert(key, Exact::plain(target));
+            }
         },
         ..BOUNDARY
     },
