@@ -128,7 +128,7 @@ pub(crate) fn pod_ingress(ctx: &TcContext) {
         return;
     };
     let judged = pod.policy != PolicyId::NONE || pod.flags & Pod::UNLEARNED != 0;
-    if !judged && !(pod.flags & Pod::NAMES != 0 && names::may_answer(skb)) {
+    if !(judged || pod.flags & Pod::NAMES != 0 && names::may_answer(skb)) {
         return;
     }
     let Some(packet) = maps::scratch(Hook::PodIngress) else {

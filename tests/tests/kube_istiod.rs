@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use egress_tests::address::pod;
 use egress_tests::agent;
 use egress_tests::control_plane::{self, ControlPlane, Istiod};
