@@ -115,8 +115,7 @@ impl Flow {
     fn messages(&mut self, short: bool) -> (Vec<Message>, bool) {
         let mut found = Vec::new();
         let mut rest = &*self.gathered;
-        loop {
-            let Some((length, body)) = rest.split_first_chunk::<2>() else { break };
+        while let Some((length, body)) = rest.split_first_chunk::<2>() {
             let length = usize::from(u16::from_be_bytes(*length));
             if let Some((message, after)) = body.split_at_checked(length) {
                 found.push(Message { bytes: message.to_vec(), cut: false });

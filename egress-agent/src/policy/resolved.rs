@@ -173,7 +173,7 @@ mod tests {
         // Once more, and with less: nothing is new, and no time is lost.
         assert_eq!(resolved.admit(POLICY, ip(1), "*", &all, 90), Ok(Vec::new()));
         assert!(!resolved.expire(99) && resolved.expire(100) && !resolved.expire(101));
-        assert_eq!(resolved.held[&(POLICY, ip(1))].earlier, true);
+        assert!(resolved.held[&(POLICY, ip(1))].earlier);
         assert_eq!(resolved.admit(POLICY, ip(1), "*", &all, 200).unwrap().len(), 2);
         resolved.expire(200);
         assert!(resolved.expire(200 + OPEN) && resolved.held.is_empty());
