@@ -197,12 +197,15 @@ fn an_agent_its_pins_and_its_neighbours_are_seen() -> Result<()> {
     let said = doctor(lab, &[], &[])?;
     said.is_well_but(&[("agent", "OK", &pid), ("pins", "OK", "8 links at the cgroup")])?;
 
-    // Somebody else is at the head of a pod's chain, with a name only an administrator is told.
+    // Somebody else is at the head of a pod's chain, with a name only an administrator is told. An
+    // agent that is awake takes the head back.
+    scenario.agent.process.signal(Signal::SIGSTOP)?;
     let ahead = crowd::prepend(&lab.node, &lab.cart.interface())?;
     let said = doctor(lab, &[], &[])?;
     said.is("interface-programs", "WARN", "egress_crowd (id ")?;
     ensure!(said.code == 1);
     drop(ahead);
+    scenario.agent.process.signal(Signal::SIGCONT)?;
 
     // Marks: a rule of nftables, one of iptables' kind of mask, one of routing; others do not matter.
     let place = Place { netns: Some(&lab.node), ..Place::default() };
