@@ -133,8 +133,8 @@ fn a_filter_removed_by_hand_comes_back_and_is_counted() -> Result<()> {
     let interface = lab.cart.interface();
     tc(lab, &format!("filter del dev {interface} ingress"))?;
     leads(lab, &interface, 1)?;
-    let samples = scenario.samples()?;
     let repairs = ["egress_bpf_repairs_total{", "hook=\"pod_egress\""];
+    let samples = scenario.samples()?;
     assert_eq!(agent::sum(&samples, &repairs), 1.0);
     let verified = ["egress_enforcement_verified{", "hook=\"pod_egress\"", "ipv6"];
     assert_eq!(agent::sum(&samples, &verified), 1.0);
@@ -206,13 +206,11 @@ fn the_other_way_is_held_before_the_one_is_let_go() -> Result<()> {
             scenario.agent.process.kill();
             manifests::config(&scenario.lab.file("agent.yaml"), way)?;
             scenario.agent = Agent::start(&scenario.lab, &[])?;
-            let filters = programs(&scenario.lab)?.1;
             let expected = if way == BY_TCX { (0, PLACES - 1) } else { (PLACES, 0) };
-            ensure!(
-                (filters, pinned()?) == expected,
-                "{way}: {filters} filters, {} pins",
-                pinned()?
-            );
+            // Attaching goes in rounds.
+            wait_until(&format!("{way} alone"), Duration::from_secs(5), || {
+                Ok((programs(&scenario.lab)?.1, pinned()?) == expected)
+            })?;
             all_attached(scenario)?;
         }
         Ok(())

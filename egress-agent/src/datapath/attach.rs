@@ -62,6 +62,8 @@ pub struct Attached {
     unloaded: Option<String>,
     no_redirect: Option<String>,
     uplinks: BTreeSet<u32>,
+    /// Interfaces may still be held in the other way.
+    unsettled: bool,
 }
 
 impl Loaded {
@@ -91,6 +93,7 @@ impl Loaded {
             unloaded: self.no_redirect,
             no_redirect: None,
             uplinks: BTreeSet::new(),
+            unsettled: true,
         };
         attached.link_cgroup()?;
         attached.link_interfaces(true, &mut applied)?;

@@ -113,7 +113,6 @@ impl Attached {
                 held => held?,
             }
         }
-        self.links.count_filter(place);
         Ok(())
     }
 

@@ -117,15 +117,23 @@ impl Links {
                 let pin = place.pin(&self.options);
                 self.ensure(place.hook, target, &pin, replace)
             }
-            Chain::Clsact => self
-                .program(place.hook)
-                .map_or(Ok(()), |program| filter::hold(&self.options, place, program, replace)),
+            Chain::Clsact => {
+                let Some(program) = self.program(place.hook) else { return Ok(()) };
+                let stood = filter::rank(place, program.id)? == Some(0);
+                filter::hold(&self.options, place, program, replace)?;
+                let known = !self.filters.insert((place.hook.name, place.ifindex));
+                if known && !stood {
+                    *self.repairs.entry(place.hook.name).or_default() += 1;
+                }
+                Ok(())
+            }
         }
     }
 
     /// Lets go of a place; one that is not held is let go of already.
     pub(super) fn let_go(&mut self, place: Place) -> Result<(), SysError> {
         self.descriptors.remove(&place.pin(&self.options));
+        self.filters.remove(&(place.hook.name, place.ifindex));
         self.chain.let_go(&self.options, place)
     }
 
@@ -157,13 +165,6 @@ impl Links {
                 let ours = self.program(hook).map_or(0, |program| program.id);
                 Ok(filter::rank(place, ours)?.unwrap_or_default())
             }
-        }
-    }
-
-    /// Counts a filter that was put right; links count themselves.
-    pub(in crate::datapath) fn count_filter(&mut self, place: Place) {
-        if self.chain == Chain::Clsact {
-            *self.repairs.entry(place.hook.name).or_default() += 1;
         }
     }
 

@@ -78,10 +78,12 @@ impl Attached {
                 }
             }
         }
-        if replace {
+        // Interfaces that were left for another round keep what an earlier agent put there.
+        if replace || self.unsettled {
             for hook in INTERFACE_HOOKS {
                 self.links.let_go_other(hook, &failed)?;
             }
+            self.unsettled = applied.pending > 0;
         }
         Ok(())
     }

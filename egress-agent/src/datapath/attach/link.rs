@@ -1,7 +1,7 @@
 //! One link: adopted where an earlier agent left it, created where it is missing, its program
 //! replaced in place. Never detach-then-attach.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -25,6 +25,8 @@ pub(in crate::datapath) struct Links {
     pub(super) spares: Vec<Program>,
     /// Every link this agent holds, by its pin: a pin that somebody deletes lets go of nothing.
     pub(super) descriptors: BTreeMap<PathBuf, OwnedFd>,
+    /// Filters of clsact this agent has put, by hook and interface.
+    pub(super) filters: BTreeSet<(&'static str, u32)>,
     /// How often a link this agent had made or adopted was found otherwise and mended, by hook.
     pub(in crate::datapath) repairs: BTreeMap<&'static str, u64>,
 }
@@ -32,7 +34,7 @@ pub(in crate::datapath) struct Links {
 impl Links {
     pub(super) fn new(options: Options, programs: Vec<Program>, chain: Chain) -> Self {
         let (spares, descriptors, repairs) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        Self { options, programs, chain, spares, descriptors, repairs }
+        Self { options, programs, chain, spares, descriptors, filters: BTreeSet::new(), repairs }
     }
 
     pub(in crate::datapath) fn program(&self, hook: Hook) -> Option<&Program> {
