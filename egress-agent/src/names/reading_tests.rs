@@ -11,8 +11,7 @@ use super::*;
 use crate::agent::AgentState;
 use crate::names::Class;
 use crate::policy::compile::compile;
-use crate::policy::compile::tests::fixture::{World, ip, name, net, origin};
-use crate::policy::mesh::{Location, Resolution};
+use crate::policy::compile::tests::fixture::{World, declaration, ip, name, net};
 use crate::policy::{CoverageState, Declaration, Desired};
 
 const RESOLVER: Addr = Addr::v4([10, 96, 0, 10]);
@@ -40,21 +39,7 @@ impl Desk {
     /// `shop/web`, and `api.stripe.com` registered. With `limited`, the pod is a limited gateway's.
     fn new(limited: bool) -> Self {
         let mut world = World::new();
-        world.snapshot.declarations = vec![Declaration {
-            name: name("shop/stripe"),
-            hosts: vec!["api.stripe.com".to_owned()],
-            addresses: Vec::new(),
-            ports: vec![443],
-            dialled: BTreeSet::from([443]),
-            endpoints: Vec::new(),
-            endpoint_hosts: Vec::new(),
-            expected: Vec::new(),
-            location: Location::MeshExternal,
-            resolution: Resolution::Dns,
-            export_to: Vec::new(),
-            routed_by: Vec::new(),
-            origin: origin("ServiceEntry", "shop/stripe"),
-        }];
+        world.snapshot.declarations = vec![declaration("shop/stripe", &["api.stripe.com"])];
         let mut desired = compile(&world.snapshot, &world.cluster, &world.node);
         let pod = desired.coverage.iter().find(|pod| pod.state == CoverageState::Covered).unwrap();
         let pod = PodId::of(&pod.uid);
@@ -214,19 +199,8 @@ fn what_is_not_expected_opens_nothing() {
     let expecting = declared.expected.clone();
     let mut world = World::new();
     world.snapshot.declarations = vec![Declaration {
-        name: name("shop/stripe"),
-        hosts: vec!["api.stripe.com".to_owned()],
-        addresses: Vec::new(),
-        ports: vec![443],
-        dialled: BTreeSet::from([443]),
-        endpoints: Vec::new(),
-        endpoint_hosts: Vec::new(),
         expected: expecting.into_iter().collect(),
-        location: Location::MeshExternal,
-        resolution: Resolution::Dns,
-        export_to: Vec::new(),
-        routed_by: Vec::new(),
-        origin: origin("ServiceEntry", "shop/stripe"),
+        ..declaration("shop/stripe", &["api.stripe.com"])
     }];
     desk.view.registered = crate::policy::registered::Registered::of(&world.snapshot);
     let found = desk.answer("api.stripe.com", &["203.0.113.1", "192.0.2.1"]);

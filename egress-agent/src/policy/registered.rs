@@ -110,25 +110,7 @@ pub fn named(snapshot: &Snapshot) -> impl Iterator<Item = (&Declaration, IpAddr)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::compile::tests::fixture::{World, ip, name, net, origin};
-
-    fn entry(full: &str, hosts: &[&str]) -> Declaration {
-        Declaration {
-            name: name(full),
-            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
-            addresses: Vec::new(),
-            ports: vec![443],
-            dialled: BTreeSet::from([443]),
-            endpoints: Vec::new(),
-            endpoint_hosts: Vec::new(),
-            expected: Vec::new(),
-            location: Location::MeshExternal,
-            resolution: Resolution::Dns,
-            export_to: Vec::new(),
-            routed_by: Vec::new(),
-            origin: origin("ServiceEntry", full),
-        }
-    }
+    use crate::policy::compile::tests::fixture::{World, declaration, ip, name, net};
 
     fn registered(declarations: Vec<Declaration>) -> Registered {
         let mut world = World::new();
@@ -139,8 +121,8 @@ mod tests {
     #[test]
     fn a_name_finds_itself_then_the_longest_pattern() {
         let found = registered(vec![
-            entry("a/one", &["API.example.com.", "*.example.com"]),
-            entry("b/two", &["*.eu.example.com", "*.org"]),
+            declaration("a/one", &["API.example.com.", "*.example.com"]),
+            declaration("b/two", &["*.eu.example.com", "*.org"]),
         ]);
         let pattern = |host: &str| found.find(host).map(|one| one.pattern.clone());
         for (host, expected) in [
@@ -161,9 +143,15 @@ mod tests {
     #[test]
     fn what_several_entries_say_of_a_host_adds_up() {
         let found = registered(vec![
-            Declaration { expected: vec![net("203.0.113.0/24")], ..entry("b/two", &["a.example"]) },
-            Declaration { dialled: BTreeSet::from([80]), ..entry("a/one", &["a.example"]) },
-            Declaration { location: Location::MeshInternal, ..entry("c/three", &["b.example"]) },
+            Declaration {
+                expected: vec![net("203.0.113.0/24")],
+                ..declaration("b/two", &["a.example"])
+            },
+            Declaration { dialled: BTreeSet::from([80]), ..declaration("a/one", &["a.example"]) },
+            Declaration {
+                location: Location::MeshInternal,
+                ..declaration("c/three", &["b.example"])
+            },
         ]);
         let one = found.find("a.example").unwrap();
         assert_eq!(one.by, Some(name("a/one")));
@@ -175,7 +163,8 @@ mod tests {
     #[test]
     fn addresses_of_a_resolved_service_entry_are_nobodys_out_there() {
         let virtual_address = vec![net("240.240.0.1/32")];
-        let dns = Declaration { addresses: virtual_address, ..entry("a/dns", &["a.example"]) };
+        let dns =
+            Declaration { addresses: virtual_address, ..declaration("a/dns", &["a.example"]) };
         let fixed = Declaration {
             endpoints: vec![ip("198.51.100.1")],
             resolution: Resolution::Static,

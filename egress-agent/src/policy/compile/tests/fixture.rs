@@ -1,6 +1,6 @@
 //! A small cluster: one governed pod, one gateway, DNS, API server and istiod.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egress_common::Subject;
@@ -11,12 +11,13 @@ use egress_common::{Mode, Reason, decide};
 use ipnet::IpNet;
 
 use crate::policy::compile::compile;
-use crate::policy::mesh::ApiGateway;
+use crate::policy::mesh::{ApiGateway, Location, Resolution};
 use crate::policy::tables::At;
 use crate::policy::{
-    ClusterConfig, Coverage, CoverageState, Desired, EgressException, EgressPolicy, ExactAddress,
-    GatewayRef, GatewayTarget, Held, Link, Node, NodeState, ObjectName, Origin, OwnPod, Pod,
-    ProblemCode, Selector, Service, ServicePort, Slice, SliceEndpoint, Snapshot, Tables,
+    ClusterConfig, Coverage, CoverageState, Declaration, Desired, EgressException, EgressPolicy,
+    ExactAddress, GatewayRef, GatewayTarget, Held, Link, Node, NodeState, ObjectName, Origin,
+    OwnPod, Pod, ProblemCode, Selector, Service, ServicePort, Slice, SliceEndpoint, Snapshot,
+    Tables,
 };
 
 pub(crate) const TCP: u8 = protocol::TCP;
@@ -42,6 +43,25 @@ pub(crate) fn name(text: &str) -> ObjectName {
 
 pub(crate) fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+/// A ServiceEntry for hosts outside the mesh, found by DNS and dialled on 443.
+pub(crate) fn declaration(full: &str, hosts: &[&str]) -> Declaration {
+    Declaration {
+        name: name(full),
+        hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+        addresses: Vec::new(),
+        ports: vec![443],
+        dialled: BTreeSet::from([443]),
+        endpoints: Vec::new(),
+        endpoint_hosts: Vec::new(),
+        expected: Vec::new(),
+        location: Location::MeshExternal,
+        resolution: Resolution::Dns,
+        export_to: Vec::new(),
+        routed_by: Vec::new(),
+        origin: origin("ServiceEntry", full),
+    }
 }
 
 pub(crate) fn origin(kind: &str, name: &str) -> Origin {

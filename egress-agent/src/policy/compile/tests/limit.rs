@@ -6,29 +6,11 @@ use egress_common::key::PodId;
 use egress_common::state::Pod as KernelPod;
 use egress_common::{Mode, Reason};
 
-use super::fixture::{OUTSIDE, TCP, UDP, World, ask, covered, ip, name, net, origin, tables_of};
-use crate::policy::mesh::{Location, Resolution};
+use super::fixture::{OUTSIDE, TCP, UDP, World, ask, covered, declaration, ip, net, tables_of};
+use crate::policy::mesh::Resolution;
 use crate::policy::{CoverageState, Declaration};
 
 const POD: &str = "istio-system/gw-0";
-
-fn declaration(hosts: &[&str]) -> Declaration {
-    Declaration {
-        name: name("shop/stripe"),
-        hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
-        addresses: Vec::new(),
-        ports: vec![443],
-        dialled: BTreeSet::from([443]),
-        endpoints: Vec::new(),
-        endpoint_hosts: Vec::new(),
-        expected: Vec::new(),
-        location: Location::MeshExternal,
-        resolution: Resolution::Dns,
-        export_to: Vec::new(),
-        routed_by: Vec::new(),
-        origin: origin("ServiceEntry", "shop/stripe"),
-    }
-}
 
 /// The gateway's pod runs here, and its policy limits it.
 fn world(mode: Mode) -> World {
@@ -37,7 +19,7 @@ fn world(mode: Mode) -> World {
     pod.node = Some("here".to_owned());
     world.run(pod, 300, 9);
     world.policy_mut("shop").gateway_egress = mode;
-    world.snapshot.declarations = vec![declaration(&["api.stripe.com"])];
+    world.snapshot.declarations = vec![declaration("shop/stripe", &["api.stripe.com"])];
     world.node.names = true;
     world
 }
@@ -100,7 +82,7 @@ fn addresses_that_a_service_entry_names_itself_need_no_answer_unless_they_lie_in
     world.snapshot.declarations = vec![Declaration {
         endpoints: vec![ip(OUTSIDE), ip("10.1.0.2"), ip("169.254.169.254"), ip("192.168.0.1")],
         resolution: Resolution::Static,
-        ..declaration(&["fixed.example"])
+        ..declaration("shop/stripe", &["fixed.example"])
     }];
     assert_eq!(asked(&world, OUTSIDE, TCP, 443), Reason::Resolved);
     assert_eq!(asked(&world, "169.254.169.254", TCP, 443), Reason::Metadata);
